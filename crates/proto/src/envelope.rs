@@ -1,0 +1,319 @@
+//! Signed requests (V2, V3; SECURITY M1) and signed answers (M2).
+//!
+//! The bytes that were signed travel as they are. [`open`] checks in a fixed order: size, decoding, signer, audience,
+//! drift, signature; whatever it returns has passed all of them. Replay and authorisation come next, in `peer-trust`.
+
+use libp2p_identity::PeerId;
+use minicbor::{Decode, Encode};
+
+use crate::code::{Code, Problem};
+use crate::deploy::{Reply, Request};
+use crate::frame::{CONTROL_FRAME_MAX, FrameError, decode_strict, encode, peer_id};
+use crate::id::{Incarnation, RequestHash, RequestId};
+use crate::identity::{Context, Identity, Sealed, SignatureError};
+use crate::unit::Timestamp;
+
+/// Allowed difference of two clocks, either way (milliseconds). The threat model's five minutes.
+pub const DRIFT_MAX_MILLISECONDS: u64 = 5 * 60 * 1000;
+/// Longest life of a request (milliseconds).
+pub const LIFE_MAX_MILLISECONDS: u64 = 15 * 60 * 1000;
+/// Life that we give to our own requests (milliseconds).
+const LIFE_MILLISECONDS: u64 = 5 * 60 * 1000;
+
+/// What is signed.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+struct Statement {
+    #[n(0)]
+    version: u8,
+    #[n(1)]
+    #[cbor(with = "peer_id")]
+    signer: PeerId,
+    /// Rises when the signer's key is certified anew.
+    #[n(2)]
+    signer_epoch: u64,
+    #[n(3)]
+    #[cbor(with = "peer_id")]
+    audience: PeerId,
+    #[n(4)]
+    incarnation: Incarnation,
+    #[n(5)]
+    request: RequestId,
+    #[n(6)]
+    issued_at: Timestamp,
+    #[n(7)]
+    not_after: Timestamp,
+    #[n(8)]
+    body: Request,
+}
+
+/// Why an envelope is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EnvelopeError {
+    /// Too long, or not in the one accepted form.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// Of a version that this program does not know.
+    #[error("request has version {0}; this program understands version 1: update the older side")]
+    Version(u8),
+    /// Signed in the name of somebody else than its sender.
+    #[error("request names {0} as its signer, but another peer sent it")]
+    Signer(PeerId),
+    /// Made for another machine.
+    #[error("request was made for another machine")]
+    Audience,
+    /// The clocks disagree.
+    #[error("{}", drift_sentence(*.issued_at, *.now))]
+    Drift {
+        /// The signer's clock.
+        issued_at: Timestamp,
+        /// Our clock.
+        now: Timestamp,
+    },
+    /// Its time is over, or longer than allowed.
+    #[error("request is past its end")]
+    Expired,
+    /// The signature does not hold.
+    #[error(transparent)]
+    Signature(#[from] SignatureError),
+}
+
+fn drift_sentence(issued_at: Timestamp, now: Timestamp) -> String {
+    let (direction, milliseconds) =
+        if issued_at > now { ("ahead of", issued_at.since(now)) } else { ("behind", now.since(issued_at)) };
+    format!(
+        "the requester's clock is {} {direction} the provider's clock (at most 5 min are accepted); set the wrong one right",
+        duration_sentence(milliseconds)
+    )
+}
+
+fn duration_sentence(milliseconds: u64) -> String {
+    match milliseconds / 1000 {
+        seconds if seconds < 120 => format!("{seconds} s"),
+        seconds if seconds < 7200 => format!("{} min", seconds / 60),
+        seconds if seconds < 172_800 => format!("{} h", seconds / 3600),
+        seconds => format!("{} days", seconds / 86_400),
+    }
+}
+
+impl EnvelopeError {
+    /// The stable code.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Frame(_) => Code::Malformed,
+            Self::Version(_) => Code::UnsupportedVersion,
+            Self::Signer(_) => Code::WrongSigner,
+            Self::Audience => Code::WrongAudience,
+            Self::Drift { .. } => Code::ClockDrift,
+            Self::Expired => Code::Expired,
+            Self::Signature(_) => Code::InvalidSignature,
+        }
+    }
+
+    /// As it is told to the sender.
+    pub fn to_problem(&self) -> Problem {
+        Problem::new(self.code(), self.to_string())
+    }
+}
+
+/// A request whose signature, signer, audience and times have been checked. Made by [`open`] alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signed {
+    statement: Statement,
+    hash: RequestHash,
+}
+
+impl Signed {
+    /// Who signed.
+    pub fn signer(&self) -> PeerId {
+        self.statement.signer
+    }
+
+    /// The request's own id.
+    pub fn request_id(&self) -> RequestId {
+        self.statement.request
+    }
+
+    /// Hash of the signed bytes, which every reply names.
+    pub fn hash(&self) -> RequestHash {
+        self.hash
+    }
+
+    /// The run of the daemon that the request was made for.
+    pub fn incarnation(&self) -> Incarnation {
+        self.statement.incarnation
+    }
+
+    /// The moment after which the request must not act.
+    pub fn not_after(&self) -> Timestamp {
+        self.statement.not_after
+    }
+
+    /// What is asked.
+    pub fn body(&self) -> &Request {
+        &self.statement.body
+    }
+
+    /// What is asked, for whoever acts on it.
+    pub fn into_body(self) -> Request {
+        self.statement.body
+    }
+}
+
+/// A request ready to be sent.
+#[derive(Debug, Clone)]
+pub struct Outgoing {
+    /// The frame's bytes.
+    pub bytes: Vec<u8>,
+    /// What the answers will name.
+    pub hash: RequestHash,
+    /// The request's own id.
+    pub request_id: RequestId,
+}
+
+/// Signs a request for `audience` in its present run.
+pub fn seal(
+    identity: &Identity,
+    audience: PeerId,
+    incarnation: Incarnation,
+    request_id: RequestId,
+    now: Timestamp,
+    body: Request,
+) -> Outgoing {
+    let statement = Statement {
+        version: 1,
+        signer: identity.peer_id(),
+        signer_epoch: 0,
+        audience,
+        incarnation,
+        request: request_id,
+        issued_at: now,
+        not_after: now.plus(LIFE_MILLISECONDS),
+        body,
+    };
+    let sealed = identity.seal(Context::Request, encode(&statement));
+    Outgoing { hash: hash_of(&sealed), bytes: encode(&sealed), request_id }
+}
+
+fn hash_of(sealed: &Sealed) -> RequestHash {
+    RequestHash(*blake3::hash(&sealed.bytes).as_bytes())
+}
+
+/// Takes an envelope that the authenticated peer `from` sent to `me`.
+pub fn open(bytes: &[u8], from: &PeerId, me: &PeerId, now: Timestamp) -> Result<Signed, EnvelopeError> {
+    let sealed: Sealed = decode_strict(bytes, CONTROL_FRAME_MAX)?;
+    let statement: Statement = decode_strict(&sealed.bytes, CONTROL_FRAME_MAX)?;
+    if statement.version != 1 {
+        return Err(EnvelopeError::Version(statement.version));
+    }
+    if statement.signer != *from {
+        return Err(EnvelopeError::Signer(statement.signer));
+    }
+    if statement.audience != *me {
+        return Err(EnvelopeError::Audience);
+    }
+    let (issued_at, not_after) = (statement.issued_at, statement.not_after);
+    if now.since(issued_at) > DRIFT_MAX_MILLISECONDS || issued_at.since(now) > DRIFT_MAX_MILLISECONDS {
+        return Err(EnvelopeError::Drift { issued_at, now });
+    }
+    // The end is judged with the same tolerance as the beginning: both were read from the signer's clock.
+    if not_after.since(issued_at) > LIFE_MAX_MILLISECONDS || now > not_after.plus(DRIFT_MAX_MILLISECONDS) {
+        return Err(EnvelopeError::Expired);
+    }
+    sealed.verify(Context::Request, from)?;
+    Ok(Signed { hash: hash_of(&sealed), statement })
+}
+
+/// Signs one event of an answer.
+pub fn seal_reply(identity: &Identity, reply: &Reply) -> Vec<u8> {
+    encode(&identity.seal(Context::Reply, encode(reply)))
+}
+
+/// Takes one event of the answer to `request` from `provider`; `sequence` is the position expected.
+pub fn open_reply(
+    bytes: &[u8],
+    provider: &PeerId,
+    me: &PeerId,
+    request: RequestHash,
+    sequence: u32,
+) -> Result<Reply, EnvelopeError> {
+    let sealed: Sealed = decode_strict(bytes, CONTROL_FRAME_MAX)?;
+    let reply: Reply = decode_strict(&sealed.bytes, CONTROL_FRAME_MAX)?;
+    if reply.audience != *me || reply.request != request || reply.sequence != sequence {
+        return Err(EnvelopeError::Audience);
+    }
+    sealed.verify(Context::Reply, provider)?;
+    Ok(reply)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failing parse is a failing test")]
+mod tests {
+    use super::*;
+    use crate::id::DeploymentId;
+
+    const NOW: Timestamp = Timestamp(1_800_000_000_000);
+
+    fn sample(identity: &Identity, audience: PeerId) -> Outgoing {
+        let body = Request::Stop(DeploymentId([3; 16]));
+        seal(identity, audience, Incarnation([1; 16]), RequestId([2; 16]), NOW, body)
+    }
+
+    #[test]
+    fn request_round_trips() {
+        let (alice, bob) = (Identity::generate(), Identity::generate());
+        let outgoing = sample(&alice, bob.peer_id());
+        let signed = open(&outgoing.bytes, &alice.peer_id(), &bob.peer_id(), NOW).unwrap();
+        assert_eq!((signed.hash(), signed.request_id()), (outgoing.hash, RequestId([2; 16])));
+        assert_eq!(signed.into_body(), Request::Stop(DeploymentId([3; 16])));
+    }
+
+    #[test]
+    fn v2_every_single_bit_flip_is_refused() {
+        let (alice, bob) = (Identity::generate(), Identity::generate());
+        let bytes = sample(&alice, bob.peer_id()).bytes;
+        for bit in 0..bytes.len() * 8 {
+            let mut changed = bytes.clone();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            assert!(open(&changed, &alice.peer_id(), &bob.peer_id(), NOW).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn v2_another_sender_and_v3_another_audience_are_refused() {
+        let (alice, bob, carol) = (Identity::generate(), Identity::generate(), Identity::generate());
+        let bytes = sample(&alice, bob.peer_id()).bytes;
+        let as_carol = open(&bytes, &carol.peer_id(), &bob.peer_id(), NOW).unwrap_err();
+        assert_eq!(as_carol.code(), Code::WrongSigner);
+        let to_carol = open(&bytes, &alice.peer_id(), &carol.peer_id(), NOW).unwrap_err();
+        assert_eq!(to_carol.code(), Code::WrongAudience);
+    }
+
+    #[test]
+    fn v3_drift_of_more_than_five_minutes_is_refused_with_whose_and_how_much() {
+        let (alice, bob) = (Identity::generate(), Identity::generate());
+        let bytes = sample(&alice, bob.peer_id()).bytes;
+        let at = |now| open(&bytes, &alice.peer_id(), &bob.peer_id(), now);
+        assert!(at(NOW.plus(300_000)).is_ok());
+        assert!(at(Timestamp(NOW.0 - 300_000)).is_ok());
+        assert_eq!(at(NOW.plus(300_001)).unwrap_err().code(), Code::ClockDrift);
+        let ahead = at(Timestamp(NOW.0 - 420_000)).unwrap_err();
+        assert!(ahead.to_string().contains("requester's clock is 7 min ahead of"), "{ahead}");
+    }
+
+    #[test]
+    fn reply_is_bound_to_request_audience_and_position() {
+        let (alice, bob) = (Identity::generate(), Identity::generate());
+        let outgoing = sample(&alice, bob.peer_id());
+        let event = Event::Removed(DeploymentId([3; 16]));
+        let reply = Reply { request: outgoing.hash, audience: alice.peer_id(), sequence: 0, at: NOW, event };
+        let bytes = seal_reply(&bob, &reply);
+        let me = alice.peer_id();
+        assert_eq!(open_reply(&bytes, &bob.peer_id(), &me, outgoing.hash, 0), Ok(reply));
+        assert!(open_reply(&bytes, &bob.peer_id(), &me, RequestHash([0; 32]), 0).is_err());
+        assert!(open_reply(&bytes, &bob.peer_id(), &me, outgoing.hash, 1).is_err());
+        assert!(open_reply(&bytes, &alice.peer_id(), &me, outgoing.hash, 0).is_err());
+    }
+
+    use crate::deploy::Event;
+}

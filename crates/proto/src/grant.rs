@@ -1,0 +1,44 @@
+//! Grants: what one machine allows one peer, always with limits. The default is nothing.
+
+use minicbor::{Decode, Encode};
+use serde::{Deserialize, Serialize};
+
+use crate::unit::{ByteSize, Millicores, Timestamp};
+
+/// Everything that a peer is allowed here.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, Encode, Decode)]
+#[serde(deny_unknown_fields)]
+#[cbor(map)]
+pub struct Grants {
+    /// May run containers here.
+    #[n(0)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deploy: Option<DeployGrant>,
+}
+
+/// Permission to run containers, for all deployments of the peer together.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Encode, Decode)]
+#[serde(deny_unknown_fields)]
+#[cbor(map)]
+pub struct DeployGrant {
+    /// Processors in sum (millicores).
+    #[n(0)]
+    pub max_cpu: Millicores,
+    /// Memory in sum (bytes).
+    #[n(1)]
+    pub max_memory: ByteSize,
+    /// Deployments that hold resources at one time.
+    #[n(2)]
+    pub max_containers: u32,
+    /// Moment at which the grant ends; never, if absent.
+    #[n(3)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+}
+
+impl DeployGrant {
+    /// Whether the grant still holds at `now`.
+    pub fn is_live(&self, now: Timestamp) -> bool {
+        self.expires_at.is_none_or(|end| now < end)
+    }
+}
