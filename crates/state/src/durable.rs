@@ -1,0 +1,74 @@
+//! Small files that are either the old or the new one, whole, whatever happens in between.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+/// A file that could not be written or read, with its path.
+#[derive(Debug, thiserror::Error)]
+#[error("{action} {}: {source}", path.display())]
+pub struct FileError {
+    /// What was tried.
+    pub action: &'static str,
+    /// On which file.
+    pub path: PathBuf,
+    /// What the operating system said.
+    pub source: io::Error,
+}
+
+impl FileError {
+    /// Names the action and the path of an error of the operating system.
+    pub fn at<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Self + use<'a> {
+        move |source| Self { action, path: path.to_owned(), source }
+    }
+}
+
+/// Writes a file so that a crash leaves the former or the new content: temporary file, fsync, rename, fsync of the directory.
+pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new()
+        .permissions(fs::Permissions::from_mode(mode))
+        .tempfile_in(directory)
+        .map_err(FileError::at("cannot create a temporary file in", directory))?;
+    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(FileError::at("cannot write", path))?;
+    file.persist(path).map_err(|error| FileError::at("cannot replace", path)(error.error))?;
+    sync_directory(directory)
+}
+
+/// Makes the names inside a directory durable.
+pub fn sync_directory(directory: &Path) -> Result<(), FileError> {
+    File::open(directory).and_then(|file| file.sync_all()).map_err(FileError::at("cannot sync", directory))
+}
+
+/// Reads a file of at most `limit` bytes; `None` if it does not exist.
+pub fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError> {
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.len() > limit => {
+            let source = io::Error::new(io::ErrorKind::FileTooLarge, format!("longer than {limit} bytes"));
+            Err(FileError { action: "cannot read", path: path.to_owned(), source })
+        }
+        Ok(_) => fs::read(path).map(Some).map_err(FileError::at("cannot read", path)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(FileError::at("cannot read", path)(error)),
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failing step is a failing test")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_is_replaced_whole_with_its_mode() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("key");
+        write(&path, b"one", 0o600).unwrap();
+        write(&path, b"two", 0o600).unwrap();
+        assert_eq!(read(&path, 10).unwrap().unwrap(), b"two");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(read(&path, 2).is_err());
+        assert_eq!(read(&directory.path().join("absent"), 2).unwrap(), None);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+}
