@@ -1,0 +1,170 @@
+//! The one decision (STYLE: "authorise"). Default deny, before any work, in the transaction that records it.
+
+use std::marker::PhantomData;
+
+use libp2p_identity::PeerId;
+use peer_proto::code::{Code, Threat};
+use peer_proto::deploy::{Limits, Request};
+use peer_proto::envelope::Signed;
+use peer_proto::grant::DeployGrant;
+use peer_proto::id::Incarnation;
+use peer_proto::unit::Timestamp;
+use peer_state::audit::{self, Entry, Outcome};
+use peer_state::database::{DatabaseError, Tx};
+
+use crate::peers;
+use crate::refusal::Refusal;
+use crate::replay::{self, Known};
+
+/// What the daemon knows at the moment of the decision.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment {
+    /// Our clock.
+    pub now: Timestamp,
+    /// Our present run.
+    pub incarnation: Incarnation,
+}
+
+/// What a peer's deployments hold at the moment of the decision; counted by the room that runs them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Processors (millicores).
+    pub cpu: u64,
+    /// Memory (bytes).
+    pub memory: u64,
+    /// Deployments.
+    pub containers: u32,
+}
+
+/// A request that may be carried out. Made by [`authorise`] alone, and bound to the transaction that recorded it.
+#[derive(Debug)]
+pub struct Authorised<'tx> {
+    signed: Signed,
+    transaction: PhantomData<&'tx ()>,
+}
+
+impl Authorised<'_> {
+    /// Who asks.
+    pub fn owner(&self) -> PeerId {
+        self.signed.signer()
+    }
+
+    /// The request.
+    pub fn request(&self) -> &Signed {
+        &self.signed
+    }
+}
+
+/// Decides on a request from the peer whose signature it bears. Whatever the decision, the caller commits the
+/// transaction: it holds the audit line, and the mark that the request has been seen.
+///
+/// `share` is what the request would add to what the peer holds, if it is granted.
+pub fn authorise<'tx>(
+    tx: &'tx Tx<'_>,
+    request: Signed,
+    moment: Moment,
+    held: Held,
+    share: Option<&Limits>,
+) -> Result<Result<Authorised<'tx>, Refusal>, DatabaseError> {
+    let decision = decide(tx, &request, moment, held, share)?;
+    let entry = Entry {
+        at: moment.now,
+        actor: request.signer().to_string(),
+        action: request.body().verb().to_owned(),
+        outcome: decision.as_ref().map_or_else(|refusal| Outcome::Refused(refusal.threat), |()| Outcome::Allowed),
+        detail: match &decision {
+            Ok(()) => format!("request {}", request.request_id()),
+            Err(refusal) => format!("request {}: {}", request.request_id(), refusal.problem.message),
+        },
+    };
+    audit::append(tx, &entry)?;
+    match decision {
+        Ok(()) => {
+            replay::remember(tx, &request, moment.now, "accepted")?;
+            Ok(Ok(Authorised { signed: request, transaction: PhantomData }))
+        }
+        Err(refusal) => {
+            // A refused request stays refused: the same bytes never act later, when there is more room.
+            if !matches!(
+                refusal.problem.code,
+                Code::DuplicateRequest | Code::StaleIncarnation | Code::TooManyRequests | Code::UntrustedPeer
+            ) {
+                replay::remember(tx, &request, moment.now, refusal.problem.code.as_str())?;
+            }
+            Ok(Err(refusal))
+        }
+    }
+}
+
+fn decide(
+    tx: &Tx<'_>,
+    request: &Signed,
+    moment: Moment,
+    held: Held,
+    share: Option<&Limits>,
+) -> Result<Result<(), Refusal>, DatabaseError> {
+    let Some(peer) = peers::find_peer(tx, &request.signer())? else {
+        return Ok(Err(Refusal::new(Code::UntrustedPeer, Threat::I3, "this machine has not added you as a peer")));
+    };
+    match replay::look_up(tx, request, moment.now, replay::REQUESTS_MAX)? {
+        Known::New => {}
+        Known::Repeated(outcome) => {
+            let message = format!("this request has been made before; it led to: {outcome}");
+            let refusal = Refusal::new(Code::DuplicateRequest, Threat::V3, message);
+            return Ok(Err(Refusal { outcome: Some(outcome), ..refusal }));
+        }
+        Known::Full => {
+            let message = "too many requests are remembered for you; wait some minutes and try again";
+            return Ok(Err(Refusal::new(Code::TooManyRequests, Threat::V3, message)));
+        }
+    }
+    if request.incarnation() != moment.incarnation {
+        let message = "the request was made for an earlier run of the provider's daemon; make it again";
+        return Ok(Err(Refusal::new(Code::StaleIncarnation, Threat::V3, message)));
+    }
+    Ok(match request.body() {
+        // Ending what one owns needs no grant: whoever loses it must still be able to clean up.
+        Request::Stop(_) | Request::Remove(_) => Ok(()),
+        Request::Deploy(_) | Request::Push(_) | Request::Start(_) | Request::Restart(_) => {
+            within_grant(peer.grants.deploy.as_ref(), moment.now, held, share)
+        }
+    })
+}
+
+fn within_grant(
+    grant: Option<&DeployGrant>,
+    now: Timestamp,
+    held: Held,
+    share: Option<&Limits>,
+) -> Result<(), Refusal> {
+    let Some(grant) = grant else {
+        let message =
+            "this machine does not let you deploy; ask its owner to run: peerctl peers allow YOU --allow deploy";
+        return Err(Refusal::new(Code::NotGranted, Threat::G4, message));
+    };
+    if !grant.is_live(now) {
+        let message = "your permission to deploy on this machine has expired; ask its owner to renew it";
+        return Err(Refusal::new(Code::NotGranted, Threat::G4, message));
+    }
+    let Some(share) = share else { return Ok(()) };
+    let over = |what: &str, asked: String, left: String| {
+        let message = format!("{what} {asked} is more than your grant leaves on this machine ({left})");
+        Err(Refusal::new(Code::OverLimit, Threat::V5, message))
+    };
+    let cpu_left = u64::from(grant.max_cpu.get()).saturating_sub(held.cpu);
+    if u64::from(share.cpu.get()) > cpu_left {
+        return over("cpu", share.cpu.to_string(), format!("{}.{:03} processors", cpu_left / 1000, cpu_left % 1000));
+    }
+    let memory_left = grant.max_memory.get().saturating_sub(held.memory);
+    if share.memory.get() > memory_left {
+        return over("memory", share.memory.to_string(), peer_proto::unit::format_bytes(memory_left));
+    }
+    if held.containers >= grant.max_containers {
+        return over("one more deployment", String::new(), format!("at most {} at a time", grant.max_containers));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "authorise_tests.rs"]
+mod tests;

@@ -1,0 +1,173 @@
+//! Tests of the decision, through a real database.
+#![expect(clippy::unwrap_used, reason = "a failing step is a failing test")]
+
+use peer_proto::card::{Card, SignedCard};
+use peer_proto::deploy::Request;
+use peer_proto::envelope;
+use peer_proto::grant::Grants;
+use peer_proto::id::{DeploymentId, RequestId};
+use peer_proto::identity::Identity;
+use peer_proto::unit::{ByteSize, Millicores};
+use peer_state::database::Database;
+
+use super::*;
+use crate::trust::Trust;
+
+const NOW: Timestamp = Timestamp(1_800_000_000_000);
+const RUN: Incarnation = Incarnation([5; 16]);
+
+struct World {
+    _directory: tempfile::TempDir,
+    database: Database,
+    trust: Trust,
+    alice: Identity,
+    bob: Identity,
+}
+
+fn grants(expires_at: Option<Timestamp>) -> Grants {
+    let (max_cpu, max_memory) = (Millicores::new(2000).unwrap(), ByteSize::mebibytes(512));
+    Grants { deploy: Some(DeployGrant { max_cpu, max_memory, max_containers: 2, expires_at }) }
+}
+
+async fn world(grants: Grants) -> World {
+    let directory = tempfile::tempdir().unwrap();
+    let database = Database::open(&directory.path().join("db"), &[peer_state::audit::SCHEMA, crate::SCHEMA]).unwrap();
+    let trust = Trust::open(database.clone()).unwrap();
+    let (alice, bob) = (Identity::generate(), Identity::generate());
+    let card = SignedCard::sign(&alice, Card::new(&alice, "alice".parse().unwrap(), &[], [0; 32], NOW));
+    trust.add(card, None, grants, NOW).await.unwrap();
+    World { _directory: directory, database, trust, alice, bob }
+}
+
+impl World {
+    fn request(&self, body: Request) -> Signed {
+        self.request_with(body, RequestId::random(), RUN)
+    }
+
+    fn request_with(&self, body: Request, id: RequestId, run: Incarnation) -> Signed {
+        let bytes = envelope::seal(&self.alice, self.bob.peer_id(), run, id, NOW, body).bytes;
+        envelope::open(&bytes, &self.alice.peer_id(), &self.bob.peer_id(), NOW).unwrap()
+    }
+
+    fn decide(&self, request: Signed, held: Held, share: Option<&Limits>) -> Result<(), Refusal> {
+        self.decide_at(NOW, request, held, share)
+    }
+
+    fn decide_at(&self, now: Timestamp, request: Signed, held: Held, share: Option<&Limits>) -> Result<(), Refusal> {
+        self.database
+            .write_blocking(|tx| {
+                let moment = Moment { now, incarnation: RUN };
+                authorise(tx, request, moment, held, share).map(|decision| decision.map(|_| ()))
+            })
+            .unwrap()
+    }
+
+    fn last_audit(&self) -> peer_proto::control::AuditLine {
+        self.database.write_blocking(|tx| audit::newest(tx, 1)).unwrap().remove(0)
+    }
+}
+
+fn start() -> Request {
+    Request::Start(DeploymentId([1; 16]))
+}
+
+#[tokio::test]
+async fn granted_request_is_allowed_and_audited() {
+    let world = world(grants(None)).await;
+    assert_eq!(world.decide(world.request(start()), Held::default(), Some(&Limits::default())), Ok(()));
+    assert_eq!((world.last_audit().action.as_str(), world.last_audit().outcome.as_str()), ("start", "allowed"));
+}
+
+#[tokio::test]
+async fn i3_untrusted_peer_and_g4_missing_grant_are_refused() {
+    let without = world(Grants::default()).await;
+    let refusal = without.decide(without.request(start()), Held::default(), None).unwrap_err();
+    assert_eq!((refusal.problem.code, refusal.threat), (Code::NotGranted, Threat::G4));
+    assert_eq!(without.last_audit().threat.as_deref(), Some("G4"));
+    // Cleaning up needs trust alone.
+    let stop = Request::Stop(DeploymentId([1; 16]));
+    assert_eq!(without.decide(without.request(stop.clone()), Held::default(), None), Ok(()));
+    without.trust.remove(without.alice.peer_id(), NOW).await.unwrap();
+    let refusal = without.decide(without.request(stop), Held::default(), None).unwrap_err();
+    assert_eq!((refusal.problem.code, refusal.threat), (Code::UntrustedPeer, Threat::I3));
+}
+
+#[tokio::test]
+async fn grant_expires_by_itself() {
+    let world = world(grants(Some(NOW.plus(10)))).await;
+    assert_eq!(world.decide_at(NOW.plus(9), world.request(start()), Held::default(), None), Ok(()));
+    let refusal = world.decide_at(NOW.plus(10), world.request(start()), Held::default(), None).unwrap_err();
+    assert_eq!(refusal.problem.code, Code::NotGranted);
+}
+
+#[tokio::test]
+async fn v5_limits_of_the_grant_hold_for_the_sum() {
+    let world = world(grants(None)).await;
+    let share = Limits::default();
+    let cases = [
+        (Held { cpu: 1500, memory: 256 << 20, containers: 1 }, None),
+        (Held { cpu: 1501, memory: 0, containers: 0 }, Some("cpu")),
+        (Held { cpu: 0, memory: (256 << 20) + 1, containers: 0 }, Some("memory")),
+        (Held { cpu: 0, memory: 0, containers: 2 }, Some("at most 2")),
+        (Held { cpu: u64::MAX, memory: u64::MAX, containers: u32::MAX }, Some("cpu")),
+    ];
+    for (held, expected) in cases {
+        let decision = world.decide(world.request(start()), held, Some(&share));
+        match expected {
+            None => assert_eq!(decision, Ok(())),
+            Some(field) => {
+                let refusal = decision.unwrap_err();
+                assert_eq!((refusal.problem.code, refusal.threat), (Code::OverLimit, Threat::V5));
+                assert!(refusal.problem.message.contains(field), "{refusal}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn v3_repetition_is_refused_with_its_outcome_even_after_a_restart() {
+    let world = world(grants(None)).await;
+    let id = RequestId::random();
+    assert_eq!(world.decide(world.request_with(start(), id, RUN), Held::default(), None), Ok(()));
+    let signer = world.alice.peer_id();
+    world.database.write_blocking(|tx| replay::record_outcome(tx, &signer, &id, "running")).unwrap();
+    // The repetition bears another body and an earlier run; its id alone condemns it, and its signer learns what came of it.
+    let other_run = Incarnation([6; 16]);
+    for run in [RUN, other_run] {
+        let again = world.request_with(Request::Stop(DeploymentId([9; 16])), id, run);
+        let refusal = world.decide(again, Held::default(), None).unwrap_err();
+        assert_eq!((refusal.problem.code, refusal.threat), (Code::DuplicateRequest, Threat::V3));
+        assert_eq!(refusal.outcome.as_deref(), Some("running"));
+    }
+    let stale = world.request_with(start(), RequestId::random(), other_run);
+    assert_eq!(world.decide(stale, Held::default(), None).unwrap_err().problem.code, Code::StaleIncarnation);
+}
+
+#[tokio::test]
+async fn v3_refused_request_stays_refused_when_room_appears() {
+    let world = world(grants(None)).await;
+    let full = Held { cpu: 2000, ..Held::default() };
+    let id = RequestId::random();
+    let share = Limits::default();
+    let first = world.decide(world.request_with(start(), id, RUN), full, Some(&share)).unwrap_err();
+    assert_eq!(first.problem.code, Code::OverLimit);
+    let again = world.decide(world.request_with(start(), id, RUN), Held::default(), Some(&share)).unwrap_err();
+    assert_eq!((again.problem.code, again.outcome.as_deref()), (Code::DuplicateRequest, Some("over_limit")));
+}
+
+#[tokio::test]
+async fn v3_full_memory_of_requests_refuses_and_ended_ones_are_cleared() {
+    let world = world(grants(None)).await;
+    let look = |now, limit| {
+        let request = world.request(start());
+        world.database.write_blocking(|tx| replay::look_up(tx, &request, now, limit)).unwrap()
+    };
+    for _ in 0..3 {
+        world.decide(world.request(start()), Held::default(), None).unwrap();
+    }
+    assert_eq!(look(NOW, 3), Known::Full);
+    assert_eq!(look(NOW, 4), Known::New);
+    let long_after = NOW.plus(24 * 3_600_000);
+    assert_eq!(look(long_after, 3), Known::New);
+    assert_eq!(world.database.write_blocking(replay::remembered).unwrap(), 0);
+}

@@ -1,0 +1,16 @@
+//! Turns a signed request into an authorised one, or into an audited refusal; nothing else may.
+//!
+//! Trust is explicit, directional and never transitive: a peer in the list may talk, and may do what its grants say.
+
+pub mod authorise;
+pub mod key_file;
+pub mod peers;
+pub mod recovery;
+pub mod refusal;
+pub mod replay;
+pub mod trust;
+
+use peer_state::database::Schema;
+
+/// This room's tables.
+pub const SCHEMA: Schema = Schema { room: "trust", steps: &[peers::TABLES, replay::TABLES] };

@@ -1,0 +1,311 @@
+//! The living trust list: changes are durable before they act, and act at once on whoever watches.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use libp2p_identity::PeerId;
+use peer_proto::Multiaddr;
+use peer_proto::card::SignedCard;
+use peer_proto::code::{Code, Problem, Threat};
+use peer_proto::grant::Grants;
+use peer_proto::id::Name;
+use peer_proto::unit::Timestamp;
+use peer_state::audit::{self, Entry, Outcome};
+use peer_state::database::{Database, DatabaseError, Tx};
+use tokio::sync::{Mutex, watch};
+
+use crate::peers::{self, InvitationRecord, ListError, PeerRecord};
+
+/// Most peers in the list.
+pub const PEERS_MAX: usize = 1024;
+/// Most open invitations.
+pub const INVITATIONS_MAX: usize = 64;
+/// Longest life of an invitation (milliseconds): one hour (SECURITY M7).
+pub const INVITATION_LIFE_MAX_MILLISECONDS: u64 = 3_600_000;
+
+/// The list at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Peers by PeerId.
+    pub peers: BTreeMap<PeerId, PeerRecord>,
+    /// Invitations by the PeerId of their one-time key; those that have ended may still be in it.
+    pub invitations: BTreeMap<PeerId, InvitationRecord>,
+}
+
+impl Snapshot {
+    /// Finds a peer by its name, its PeerId, or a prefix or suffix of the PeerId of four or more letters that fits only one.
+    pub fn find(&self, text: &str) -> Result<&PeerRecord, Problem> {
+        if let Some(peer) = self.peers.values().find(|peer| peer.name.as_str() == text || peer.peer.to_string() == text)
+        {
+            return Ok(peer);
+        }
+        let fits = |peer: &&PeerRecord| {
+            let id = peer.peer.to_string();
+            text.len() >= 4 && (id.starts_with(text) || id.ends_with(text))
+        };
+        let mut found = self.peers.values().filter(fits);
+        let shown = peer_proto::text::escape(text);
+        match (found.next(), found.next()) {
+            (Some(peer), None) => Ok(peer),
+            (Some(_), Some(_)) => Err(Problem::new(
+                Code::Ambiguous,
+                format!("'{shown}' fits more than one peer; write more of the PeerId"),
+            )),
+            (None, _) => Err(Problem::new(
+                Code::UnknownPeer,
+                format!("no peer is called '{shown}'; `peerctl peers list` shows those that you have added"),
+            )),
+        }
+    }
+}
+
+/// Why a change was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// It does not fit the list.
+    #[error("{0}")]
+    Refused(Problem),
+    /// The list is damaged.
+    #[error(transparent)]
+    List(#[from] ListError),
+}
+
+impl From<DatabaseError> for ChangeError {
+    fn from(error: DatabaseError) -> Self {
+        Self::List(error.into())
+    }
+}
+
+fn refused<T>(code: Code, message: impl Into<String>) -> Result<T, ChangeError> {
+    Err(ChangeError::Refused(Problem::new(code, message)))
+}
+
+/// A handle to the trust list; clones share it.
+#[derive(Debug, Clone)]
+pub struct Trust {
+    database: Database,
+    /// Held from before a change is committed until it has been published, so that watchers see changes in their order.
+    order: Arc<Mutex<()>>,
+    sender: Arc<watch::Sender<Arc<Snapshot>>>,
+}
+
+impl Trust {
+    /// Reads the list and checks its seal.
+    pub fn open(database: Database) -> Result<Self, ListError> {
+        let snapshot = database.write_blocking(snapshot)?;
+        let sender = Arc::new(watch::Sender::new(Arc::new(snapshot)));
+        Ok(Self { database, order: Arc::default(), sender })
+    }
+
+    /// The list now.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.sender.borrow().clone()
+    }
+
+    /// Follows the list.
+    pub fn watch(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.sender.subscribe()
+    }
+
+    /// Adds a peer by its card.
+    pub async fn add(
+        &self,
+        card: SignedCard,
+        name: Option<Name>,
+        grants: Grants,
+        now: Timestamp,
+    ) -> Result<PeerRecord, ChangeError> {
+        self.change(now, "peer added", move |tx, list| insert(tx, list, &card, name, grants, now)).await
+    }
+
+    /// Adds the machine that redeems an invitation, which is used up by it, in one transaction.
+    pub async fn redeem(&self, ticket: PeerId, card: SignedCard, now: Timestamp) -> Result<PeerRecord, ChangeError> {
+        self.change(now, "invitation used", move |tx, list| {
+            let invitation = peers::take_invitation(tx, &ticket)?.filter(|invitation| now < invitation.expires_at);
+            let Some(invitation) = invitation else {
+                return refused(Code::InvalidTicket, "this invitation is unknown, used or expired; ask for a new one");
+            };
+            insert(tx, list, &card, invitation.name, invitation.grants, now)
+        })
+        .await
+    }
+
+    /// Removes a peer.
+    pub async fn remove(&self, peer: PeerId, now: Timestamp) -> Result<PeerRecord, ChangeError> {
+        self.change(now, "peer removed", move |tx, list| match list.peers.get(&peer) {
+            Some(record) if peers::delete_peer(tx, &peer)? => Ok(record.clone()),
+            _ => refused(Code::UnknownPeer, format!("{peer} is not in the list")),
+        })
+        .await
+    }
+
+    /// Changes a peer's name, grants or addresses; what is `None` stays.
+    pub async fn update(
+        &self,
+        peer: PeerId,
+        name: Option<Name>,
+        grants: Option<Grants>,
+        addresses: Option<Vec<Multiaddr>>,
+        now: Timestamp,
+    ) -> Result<PeerRecord, ChangeError> {
+        self.change(now, "peer changed", move |tx, list| {
+            let Some(mut record) = list.peers.get(&peer).cloned() else {
+                return refused(Code::UnknownPeer, format!("{peer} is not in the list"));
+            };
+            if let Some(name) = name {
+                free_name(list, &name, &peer)?;
+                record.name = name;
+            }
+            record.grants = grants.unwrap_or(record.grants);
+            if let Some(addresses) = addresses {
+                record.set_addresses(addresses);
+            }
+            peers::put_peer(tx, &record)?;
+            Ok(record)
+        })
+        .await
+    }
+
+    /// Opens an invitation. Those that have ended are cleared away.
+    pub async fn invite(&self, invitation: InvitationRecord, now: Timestamp) -> Result<(), ChangeError> {
+        if invitation.expires_at.since(now) > INVITATION_LIFE_MAX_MILLISECONDS || invitation.expires_at <= now {
+            return refused(Code::InvalidArgument, "an invitation lives at most one hour: choose --expires up to 1h");
+        }
+        self.change(now, "invitation made", move |tx, list| {
+            for ended in list.invitations.values().filter(|open| open.expires_at <= now) {
+                peers::take_invitation(tx, &ended.ticket)?;
+            }
+            if list.invitations.values().filter(|open| open.expires_at > now).count() >= INVITATIONS_MAX {
+                return refused(Code::OverLimit, format!("{INVITATIONS_MAX} invitations are open; revoke some first"));
+            }
+            if let Some(name) = &invitation.name {
+                free_name(list, name, &invitation.ticket)?;
+            }
+            Ok(peers::put_invitation(tx, &invitation)?)
+        })
+        .await
+    }
+
+    /// Withdraws an invitation.
+    pub async fn revoke(&self, ticket: PeerId, now: Timestamp) -> Result<InvitationRecord, ChangeError> {
+        self.change(now, "invitation revoked", move |tx, _| match peers::take_invitation(tx, &ticket)? {
+            Some(invitation) => Ok(invitation),
+            None => refused(Code::InvalidTicket, "no open invitation has this id; `peerctl invite list` shows them"),
+        })
+        .await
+    }
+
+    /// Makes one change: read, checked, sealed, audited and committed together, then published.
+    async fn change<T, F>(&self, now: Timestamp, action: &'static str, work: F) -> Result<T, ChangeError>
+    where
+        T: std::fmt::Debug + Send + 'static,
+        F: FnOnce(&Tx<'_>, &Snapshot) -> Result<T, ChangeError> + Send + 'static,
+    {
+        let _order = self.order.lock().await;
+        let changed = self
+            .database
+            .write(move |tx| -> Result<_, ChangeError> {
+                let value = work(tx, &snapshot(tx)?)?;
+                peers::seal(tx)?;
+                let after = snapshot(tx)?;
+                let entry = Entry {
+                    at: now,
+                    actor: "local".into(),
+                    action: action.into(),
+                    outcome: Outcome::Allowed,
+                    detail: summary(&after),
+                };
+                audit::append(tx, &entry)?;
+                Ok((value, after))
+            })
+            .await;
+        match changed {
+            Ok((value, after)) => {
+                self.sender.send_replace(Arc::new(after));
+                Ok(value)
+            }
+            Err(ChangeError::Refused(problem)) => {
+                self.audit_refusal(now, action, problem.clone()).await?;
+                Err(ChangeError::Refused(problem))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn audit_refusal(&self, now: Timestamp, action: &'static str, problem: Problem) -> Result<(), ChangeError> {
+        let threat = if problem.code == Code::InvalidTicket { Threat::V1 } else { Threat::G4 };
+        let entry = Entry {
+            at: now,
+            actor: "local".into(),
+            action: action.into(),
+            outcome: Outcome::Refused(threat),
+            detail: problem.message,
+        };
+        self.database.write(move |tx| audit::append(tx, &entry)).await?;
+        Ok(())
+    }
+}
+
+fn summary(list: &Snapshot) -> String {
+    let names: Vec<_> = list.peers.values().map(|peer| format!("{}={}", peer.name, peer.peer)).collect();
+    format!("{} peers, {} invitations: {}", list.peers.len(), list.invitations.len(), names.join(" "))
+}
+
+fn snapshot(tx: &Tx<'_>) -> Result<Snapshot, ListError> {
+    let rows = peers::load(tx)?;
+    Ok(Snapshot {
+        peers: rows.peers.into_iter().map(|peer| (peer.peer, peer)).collect(),
+        invitations: rows.invitations.into_iter().map(|open| (open.ticket, open)).collect(),
+    })
+}
+
+fn insert(
+    tx: &Tx<'_>,
+    list: &Snapshot,
+    card: &SignedCard,
+    name: Option<Name>,
+    grants: Grants,
+    now: Timestamp,
+) -> Result<PeerRecord, ChangeError> {
+    let peer = card.card().peer;
+    if let Some(existing) = list.peers.get(&peer) {
+        return refused(
+            Code::PeerExists,
+            format!("this machine is a peer already, as '{}'; change it with `peerctl peers allow {0}`", existing.name),
+        );
+    }
+    if list.peers.len() >= PEERS_MAX {
+        return refused(Code::OverLimit, format!("the list holds {PEERS_MAX} peers, its limit; remove some first"));
+    }
+    let name = match name {
+        Some(name) => {
+            free_name(list, &name, &peer)?;
+            name
+        }
+        None => suggested_name(list, &card.card().name, &peer),
+    };
+    let record = PeerRecord::new(card, name, grants, now);
+    peers::put_peer(tx, &record)?;
+    Ok(record)
+}
+
+fn free_name(list: &Snapshot, name: &Name, peer: &PeerId) -> Result<(), ChangeError> {
+    match list.peers.values().find(|other| other.name == *name && other.peer != *peer) {
+        Some(_) => refused(Code::NameTaken, format!("another peer is called '{name}'; choose a name with --name")),
+        None => Ok(()),
+    }
+}
+
+/// The name that the other machine suggests, made unique with the end of its PeerId where it is taken.
+fn suggested_name(list: &Snapshot, suggested: &Name, peer: &PeerId) -> Name {
+    if list.peers.values().all(|other| other.name != *suggested) {
+        return suggested.clone();
+    }
+    let id = peer.to_string().to_ascii_lowercase();
+    let base: String = suggested.as_str().chars().take(50).collect();
+    format!("{base}-{}", &id[id.len().saturating_sub(8)..]).parse().unwrap_or_else(|_| suggested.clone())
+}
+
+#[cfg(test)]
+#[path = "trust_tests.rs"]
+mod tests;

@@ -1,0 +1,117 @@
+//! Tests of the living list, through a real database.
+#![expect(clippy::unwrap_used, reason = "a failing step is a failing test")]
+
+use std::path::Path;
+
+use peer_proto::card::Card;
+use peer_proto::grant::DeployGrant;
+use peer_proto::identity::Identity;
+use peer_proto::unit::{ByteSize, Millicores};
+
+use super::*;
+
+const NOW: Timestamp = Timestamp(1_800_000_000_000);
+
+fn open(directory: &Path) -> Result<(Database, Trust), ListError> {
+    let database = Database::open(&directory.join("db"), &[peer_state::audit::SCHEMA, crate::SCHEMA]).unwrap();
+    Ok((database.clone(), Trust::open(database)?))
+}
+
+fn card(name: &str) -> SignedCard {
+    let identity = Identity::generate();
+    SignedCard::sign(&identity, Card::new(&identity, name.parse().unwrap(), &[], [0; 32], NOW))
+}
+
+fn deploy_grant() -> Grants {
+    let max_cpu = Millicores::new(1000).unwrap();
+    Grants {
+        deploy: Some(DeployGrant { max_cpu, max_memory: ByteSize::mebibytes(64), max_containers: 1, expires_at: None }),
+    }
+}
+
+fn invitation(ticket: PeerId, expires_at: Timestamp) -> InvitationRecord {
+    InvitationRecord { ticket, grants: deploy_grant(), name: None, expires_at }
+}
+
+#[tokio::test]
+async fn changes_are_published_at_once_and_survive_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let (database, trust) = open(directory.path()).unwrap();
+    let mut watch = trust.watch();
+    let bob = trust.add(card("bob"), None, Grants::default(), NOW).await.unwrap();
+    assert!(watch.has_changed().unwrap());
+    assert!(watch.borrow_and_update().peers.contains_key(&bob.peer));
+    assert_eq!(bob.grants, Grants::default(), "adding a friend gives him nothing");
+    trust.update(bob.peer, Some("robert".parse().unwrap()), Some(deploy_grant()), None, NOW).await.unwrap();
+    drop((trust, database));
+    let (_, trust) = open(directory.path()).unwrap();
+    let snapshot = trust.snapshot();
+    let found = snapshot.find("robert").unwrap();
+    assert_eq!((found.peer, &found.grants), (bob.peer, &deploy_grant()));
+    trust.remove(bob.peer, NOW).await.unwrap();
+    assert!(trust.snapshot().peers.is_empty());
+}
+
+#[tokio::test]
+async fn v1_damaged_list_never_opens() {
+    for damage in [
+        "UPDATE peer SET record = (SELECT record FROM peer ORDER BY id DESC LIMIT 1)",
+        "DELETE FROM peer WHERE id = (SELECT max(id) FROM peer)",
+        "DELETE FROM trust_seal",
+        "UPDATE trust_seal SET digest = zeroblob(32)",
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let (database, trust) = open(directory.path()).unwrap();
+        trust.add(card("bob"), None, Grants::default(), NOW).await.unwrap();
+        trust.add(card("carol"), None, Grants::default(), NOW).await.unwrap();
+        database.write_blocking(|tx| tx.execute_batch(damage).map_err(DatabaseError::from)).unwrap();
+        drop((trust, database));
+        assert!(matches!(open(directory.path()), Err(ListError::Damaged(_))), "{damage}");
+    }
+}
+
+#[tokio::test]
+async fn invitation_is_used_once_and_not_after_its_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_, trust) = open(directory.path()).unwrap();
+    let ticket = Identity::generate().peer_id();
+    trust.invite(invitation(ticket, NOW.plus(1000)), NOW).await.unwrap();
+    let mut racing = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let trust = trust.clone();
+        racing.spawn(async move { trust.redeem(ticket, card("alice"), NOW).await });
+    }
+    let mut won = 0;
+    for attempt in racing.join_all().await {
+        match attempt {
+            Ok(record) => {
+                won += 1;
+                assert_eq!(record.grants, deploy_grant());
+            }
+            Err(ChangeError::Refused(problem)) => assert_eq!(problem.code, Code::InvalidTicket),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert_eq!((won, trust.snapshot().peers.len(), trust.snapshot().invitations.len()), (1, 1, 0));
+    let late = Identity::generate().peer_id();
+    trust.invite(invitation(late, NOW.plus(1000)), NOW).await.unwrap();
+    assert!(trust.redeem(late, card("carol"), NOW.plus(1000)).await.is_err());
+    let too_long = invitation(Identity::generate().peer_id(), NOW.plus(INVITATION_LIFE_MAX_MILLISECONDS + 1));
+    assert!(trust.invite(too_long, NOW).await.is_err());
+}
+
+#[tokio::test]
+async fn names_are_unique_and_found_by_name_or_unique_part() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_, trust) = open(directory.path()).unwrap();
+    let first = trust.add(card("bob"), None, Grants::default(), NOW).await.unwrap();
+    let second = trust.add(card("bob"), None, Grants::default(), NOW).await.unwrap();
+    assert_ne!(first.name, second.name);
+    let clash = trust.add(card("x"), Some("bob".parse().unwrap()), Grants::default(), NOW).await;
+    assert!(matches!(clash, Err(ChangeError::Refused(problem)) if problem.code == Code::NameTaken));
+    let snapshot = trust.snapshot();
+    let id = second.peer.to_string();
+    assert_eq!(snapshot.find(&id[id.len() - 12..]).unwrap().peer, second.peer);
+    assert_eq!(snapshot.find("12D3").unwrap_err().code, Code::Ambiguous);
+    assert_eq!(snapshot.find("dave").unwrap_err().code, Code::UnknownPeer);
+}
