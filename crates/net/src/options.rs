@@ -1,0 +1,100 @@
+//! Every bound of the network, in one place, with its default.
+
+use std::time::Duration;
+
+use libp2p::Multiaddr;
+
+/// How a [`crate::Network`] listens, waits and bounds itself.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Addresses to listen on; empty means that this node only dials.
+    pub listen: Vec<Multiaddr>,
+    /// Bounds on connections and streams.
+    pub limits: Limits,
+    /// Longest time that dialling, the security handshake and choosing the multiplexer may take together.
+    pub handshake_timeout: Duration,
+    /// How long a connection without any stream is kept.
+    pub idle_timeout: Duration,
+    /// Pause between two liveness checks of a connection.
+    pub ping_interval: Duration,
+    /// Longest wait for the answer to a liveness check; two misses in a row close the connection.
+    pub ping_timeout: Duration,
+    /// Longest time that [`crate::Network::open`] takes, dialling included.
+    pub open_timeout: Duration,
+    /// First pause before dialling again; doubled with each failure.
+    pub backoff_initial: Duration,
+    /// Longest pause before dialling again.
+    pub backoff_limit: Duration,
+    /// Whether the dialling side keeps a second connection for bulk traffic.
+    pub bulk_connection: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            listen: Vec::new(),
+            limits: Limits::default(),
+            handshake_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_hours(6),
+            ping_interval: Duration::from_secs(5),
+            ping_timeout: Duration::from_secs(10),
+            open_timeout: Duration::from_secs(15),
+            backoff_initial: Duration::from_secs(1),
+            backoff_limit: Duration::from_mins(1),
+            bulk_connection: true,
+        }
+    }
+}
+
+/// Bounds on connections and streams.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Inbound handshakes in progress, over all addresses.
+    pub pending_handshakes: usize,
+    /// Inbound handshakes in progress from one address (IPv4 address or IPv6 /64 network).
+    pub pending_handshakes_per_address: usize,
+    /// Outbound connection attempts in progress.
+    pub pending_dials: u32,
+    /// Established connections, both directions.
+    pub established: u32,
+    /// Established connections with one peer, both directions.
+    pub established_per_peer: u32,
+    /// Streams opened by us that may be open at once on one connection; more openers wait.
+    pub outbound_streams_per_connection: usize,
+    /// Streams opened by the remote that may be open at once on one connection; more are reset. It stands above the
+    /// outbound bound, because this side learns a little later than the remote that a stream is over.
+    pub inbound_streams_per_connection: usize,
+    /// The same for a joiner, which needs one.
+    pub inbound_streams_per_joiner: usize,
+    /// Accepted streams that wait for [`crate::Incoming::next`], over all connections; more are reset.
+    pub incoming_queue: usize,
+    /// Inbound streams whose protocol is being negotiated at once on one connection; more wait.
+    pub negotiating_streams: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            pending_handshakes: 64,
+            pending_handshakes_per_address: 8,
+            pending_dials: 256,
+            established: 1024,
+            established_per_peer: 8,
+            outbound_streams_per_connection: 1024,
+            inbound_streams_per_connection: 1280,
+            inbound_streams_per_joiner: 4,
+            incoming_queue: 1024,
+            negotiating_streams: 128,
+        }
+    }
+}
+
+impl Limits {
+    /// Streams that the multiplexer must bear: one more would end the whole connection, so it stands well above what
+    /// both sides count, with room for streams that are being negotiated or that were dropped a moment ago.
+    pub(crate) fn multiplexed_streams(&self) -> usize {
+        const LARGEST: usize = 4096;
+        let counted = self.outbound_streams_per_connection + self.inbound_streams_per_connection;
+        (counted + 4 * self.negotiating_streams).min(LARGEST)
+    }
+}

@@ -1,0 +1,8 @@
+//! The network over real loopback sockets: the gate, the streams, the dialling.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod dialling;
+mod fixture;
+mod frames;
+mod gate;
+mod stream;
