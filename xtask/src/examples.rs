@@ -1,0 +1,85 @@
+//! Builds the programs under `examples/` statically: they run in an image that holds nothing else.
+//!
+//! They are built for the machine's target by its name, which keeps their own compiler flags apart from everything
+//! else in the target directory.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// The programs that can be built.
+pub const NAMES: [&str; 2] = ["hello", "probe"];
+
+/// Why an example program is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum ExampleError {
+    /// Cargo or the compiler could not be started.
+    #[error("cannot run {program}: {source}")]
+    Run {
+        /// Which program.
+        program: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Cargo or the compiler failed.
+    #[error("{program} failed: {message}")]
+    Failed {
+        /// Which program.
+        program: String,
+        /// Its last words.
+        message: String,
+    },
+    /// It has not been built.
+    #[error("{} is not there; build it with: cargo run --release -p xtask -- examples", .0.display())]
+    NotBuilt(PathBuf),
+}
+
+/// The workspace's root directory.
+pub fn workspace_root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
+}
+
+/// Where the static program of the example called `name` lies, if it has been built.
+pub fn path(name: &str) -> Result<PathBuf, ExampleError> {
+    let path = expected(name, &host()?);
+    if path.is_file() { Ok(path) } else { Err(ExampleError::NotBuilt(path)) }
+}
+
+/// Builds the example called `name` (one of [`NAMES`]) and tells where its program lies.
+pub fn build(name: &str) -> Result<PathBuf, ExampleError> {
+    let host = host()?;
+    let package = format!("peer-example-{name}");
+    let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let mut command = Command::new(&cargo);
+    command.current_dir(workspace_root());
+    command.args(["rustc", "--quiet", "--release", "--locked", "--target", &host, "-p", &package]);
+    command.args(["--", "-C", "target-feature=+crt-static"]);
+    run(&mut command, &cargo)?;
+    let path = expected(name, &host);
+    if path.is_file() { Ok(path) } else { Err(ExampleError::NotBuilt(path)) }
+}
+
+fn expected(name: &str, host: &str) -> PathBuf {
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace_root().join("target"), PathBuf::from);
+    target.join(host).join("release").join(format!("peer-example-{name}"))
+}
+
+/// The machine's own target, as the compiler names it.
+fn host() -> Result<String, ExampleError> {
+    let compiler = env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
+    let text = run(Command::new(&compiler).arg("-vV"), &compiler)?;
+    let host = text.lines().find_map(|line| line.strip_prefix("host: ")).map(str::to_owned);
+    host.ok_or_else(|| ExampleError::Failed { program: compiler, message: "it names no host".to_owned() })
+}
+
+/// Runs a program to its end and returns what it printed.
+pub(crate) fn run(command: &mut Command, program: &str) -> Result<String, ExampleError> {
+    let output = command.output().map_err(|source| ExampleError::Run { program: program.to_owned(), source })?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(ExampleError::Failed { program: program.to_owned(), message })
+}

@@ -1,0 +1,11 @@
+//! The project's own tools, as a program (`cargo run --release -p xtask -- --help`) and as a library for tests.
+//!
+//! - [`advisories`] looks for known vulnerabilities in what we link, in a local copy of the database.
+//! - [`image`] builds container images from files, without any engine.
+//! - [`examples`] builds the programs under `examples/` statically and says where they are.
+//! - [`tidy`] checks what the compiler does not: the arrows between crates, lengths, words, documents.
+
+pub mod advisories;
+pub mod examples;
+pub mod image;
+pub mod tidy;
