@@ -199,6 +199,11 @@ fn hash_of(sealed: &Sealed) -> RequestHash {
     RequestHash(*blake3::hash(&sealed.bytes).as_bytes())
 }
 
+/// The hash under which an envelope can be answered even if it is refused; `None` if it is no envelope at all.
+pub fn hash_of_bytes(bytes: &[u8]) -> Option<RequestHash> {
+    decode_strict(bytes, CONTROL_FRAME_MAX).ok().map(|sealed| hash_of(&sealed))
+}
+
 /// Takes an envelope that the authenticated peer `from` sent to `me`.
 pub fn open(bytes: &[u8], from: &PeerId, me: &PeerId, now: Timestamp) -> Result<Signed, EnvelopeError> {
     let sealed: Sealed = decode_strict(bytes, CONTROL_FRAME_MAX)?;
