@@ -1,0 +1,383 @@
+//! The seam to the container engine: what this room needs of it, in this room's own words.
+//!
+//! Every call has a deadline of its own; a stream has one for each step. [`EngineError`]'s variants say what to do.
+
+pub mod docker;
+
+use std::{fmt, future::Future, io, str::FromStr, time::Duration};
+
+use bollard::models::ContainerInspectResponse;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use peer_proto::{
+    code::{Code, Problem},
+    deploy::RegistryReference,
+    id::Digest,
+    query::LogLine,
+    unit::Timestamp,
+};
+
+use crate::profile::ContainerPlan;
+
+/// Pieces of an archive on their way to the engine.
+pub type ArchiveStream = BoxStream<'static, io::Result<Bytes>>;
+/// Pieces of an archive on their way from the engine.
+pub type ExportStream = BoxStream<'static, Result<Bytes, EngineError>>;
+/// A container's log, both outputs in the order in which they were written.
+pub type LogStream = BoxStream<'static, Result<LogLine, EngineError>>;
+
+/// What this room needs of a container engine.
+pub trait Engine: Send + Sync + 'static {
+    /// What kind of engine it is. Fails with [`EngineError::BelowFloor`] if it cannot isolate well enough.
+    fn facts(&self) -> impl Future<Output = Result<EngineFacts, EngineError>> + Send;
+
+    /// Every image with its layers, lowest first.
+    fn images(&self) -> impl Future<Output = Result<Vec<ImageChain>, EngineError>> + Send;
+
+    /// What is known of the image with this digest, if the engine has it.
+    fn has_image(&self, image: Digest) -> impl Future<Output = Result<Option<ImageFacts>, EngineError>> + Send;
+
+    /// Loads the archive (a `docker-archive` tar of `size` bytes). The caller checks afterwards that the image is there.
+    fn load(&self, archive: ArchiveStream, size: u64) -> impl Future<Output = Result<(), EngineError>> + Send;
+
+    /// The image as a tar, by name or digest.
+    fn export(&self, name: &str) -> ExportStream;
+
+    /// The digest of the image that the engine knows by this name.
+    fn resolve(&self, name: &str) -> impl Future<Output = Result<Digest, EngineError>> + Send;
+
+    /// Fetches an image of at most `size_max` bytes, packed and unpacked, from its registry. A larger one is not kept.
+    fn pull(
+        &self,
+        reference: &RegistryReference,
+        size_max: u64,
+        progress: &mut (dyn FnMut(PullProgress) + Send),
+    ) -> impl Future<Output = Result<Digest, EngineError>> + Send;
+
+    /// Removes the image. One that is not there is no error; one that a container uses or that somebody has named is kept
+    /// ([`EngineError::InUse`]).
+    fn remove_image(&self, image: Digest) -> impl Future<Output = Result<(), EngineError>> + Send;
+
+    /// Makes the container, without starting it.
+    fn create(&self, plan: &ContainerPlan) -> impl Future<Output = Result<ContainerId, EngineError>> + Send;
+
+    /// What the engine says of the container with this id or name, if there is one.
+    fn inspect(&self, name: &str) -> impl Future<Output = Result<Option<ContainerFacts>, EngineError>> + Send;
+
+    /// Starts the container. One that runs already is no error.
+    fn start(&self, id: &ContainerId) -> impl Future<Output = Result<(), EngineError>> + Send;
+
+    /// Asks the container to end and kills it after `grace`. One that has ended already is no error.
+    fn stop(&self, id: &ContainerId, grace: Duration) -> impl Future<Output = Result<(), EngineError>> + Send;
+
+    /// Kills the container. One that has ended already is no error.
+    fn kill(&self, id: &ContainerId) -> impl Future<Output = Result<(), EngineError>> + Send;
+
+    /// Kills and removes the container with its anonymous volumes. One that is gone already is no error.
+    fn remove(&self, id: &ContainerId) -> impl Future<Output = Result<(), EngineError>> + Send;
+
+    /// Waits until the container has ended and gives its exit code, or nothing if it still runs after `within`.
+    fn wait(&self, id: &ContainerId, within: Duration)
+    -> impl Future<Output = Result<Option<i64>, EngineError>> + Send;
+
+    /// Every container, running or not, that carries [`crate::profile::NODE_LABEL`] with this value.
+    fn list(&self, node: &str) -> impl Future<Output = Result<Vec<ContainerSummary>, EngineError>> + Send;
+
+    /// The container's log. It ends when everything kept has been read or, if followed, when the container ends.
+    fn logs(&self, id: &ContainerId, options: &LogOptions) -> LogStream;
+}
+
+/// The id that the engine gave to a container: 64 hexadecimal digits.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ContainerId(String);
+
+impl ContainerId {
+    /// The digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ContainerId {
+    type Err = EngineError;
+
+    fn from_str(text: &str) -> Result<Self, EngineError> {
+        if text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(EngineError::failed(&format!("'{text}' is not a container's id")))
+        }
+    }
+}
+
+impl fmt::Display for ContainerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What kind of engine answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts as the engine reports them")]
+pub struct EngineFacts {
+    /// Version of the engine's program.
+    pub version: String,
+    /// Highest version of the engine's interface that it speaks, such as `1.41`.
+    pub api_version: String,
+    /// Version of its kernel.
+    pub kernel_version: String,
+    /// Security options as the engine lists them, such as `name=seccomp,profile=default`.
+    pub security_options: Vec<String>,
+    /// Whether system calls are filtered by default. Always true: without it the engine is below the floor.
+    pub seccomp: bool,
+    /// Whether AppArmor confines containers.
+    pub apparmor: bool,
+    /// Whether the engine maps users of containers to other users of the host (`userns-remap`).
+    pub user_namespace: bool,
+    /// Whether the engine itself runs without root.
+    pub rootless: bool,
+    /// `cgroupfs` or `systemd`.
+    pub cgroup_driver: String,
+    /// 1 or 2.
+    pub cgroup_version: u8,
+    /// Processors.
+    pub cpus: u32,
+    /// Memory (bytes).
+    pub memory: u64,
+    /// In the notation of container images, such as `amd64`.
+    pub architecture: String,
+    /// Such as `overlay2`.
+    pub storage_driver: String,
+    /// The runtime that starts containers, such as `runc`.
+    pub runtime: String,
+    /// Whether containers go on when the engine restarts.
+    pub live_restore: bool,
+}
+
+/// An image and its layers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageChain {
+    /// SHA-256 of the configuration.
+    pub digest: Digest,
+    /// Digests of the uncompressed layers, lowest first.
+    pub layers: Vec<Digest>,
+}
+
+/// What the engine knows of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageFacts {
+    /// SHA-256 of the configuration.
+    pub digest: Digest,
+    /// Digests of the uncompressed layers, lowest first.
+    pub layers: Vec<Digest>,
+    /// Such as `amd64`.
+    pub architecture: String,
+    /// Such as `linux`.
+    pub system: String,
+    /// Unpacked size (bytes).
+    pub size: u64,
+    /// Paths that the image wants as volumes.
+    pub volumes: Vec<String>,
+    /// Ports that the image says it listens on, such as `80/tcp`.
+    pub exposed_ports: Vec<String>,
+    /// Its entrypoint.
+    pub entrypoint: Vec<String>,
+    /// Its command.
+    pub command: Vec<String>,
+    /// Names by which the engine knows it.
+    pub names: Vec<String>,
+}
+
+/// How far a fetch from a registry has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PullProgress {
+    /// Bytes fetched.
+    pub received: u64,
+    /// Bytes to fetch, as far as known.
+    pub total: u64,
+}
+
+/// A container as the engine reports it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ContainerFacts {
+    /// Its id.
+    pub id: ContainerId,
+    /// Its name.
+    pub name: String,
+    /// Its image.
+    pub image: Option<Digest>,
+    /// Whether it runs.
+    pub running: bool,
+    /// Whether it was made and never started.
+    pub created: bool,
+    /// Its first process on the host, while it runs.
+    pub pid: Option<u32>,
+    /// Exit code of the last run, once it has ended.
+    pub exit_code: Option<i64>,
+    /// Whether the kernel killed its first process for lack of memory. A killed child does not show here.
+    pub out_of_memory: bool,
+    /// When the last run began.
+    pub started_at: Option<Timestamp>,
+    /// When the last run ended.
+    pub finished_at: Option<Timestamp>,
+    /// What the engine says went wrong.
+    pub error: Option<String>,
+    /// The engine's log file of it.
+    pub log_path: Option<std::path::PathBuf>,
+    /// Its labels. They are never proof of anything: our database is.
+    pub labels: std::collections::HashMap<String, String>,
+    /// Everything, for [`crate::inspect::differences`].
+    pub report: Box<ContainerInspectResponse>,
+}
+
+/// A container in a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerSummary {
+    /// Its id.
+    pub id: ContainerId,
+    /// Its name.
+    pub name: String,
+    /// Whether it runs.
+    pub running: bool,
+    /// Its labels. They are never proof of anything: our database is.
+    pub labels: std::collections::HashMap<String, String>,
+}
+
+/// Which part of a log is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LogOptions {
+    /// Only so many last lines; everything kept, if absent.
+    pub tail: Option<u32>,
+    /// Only lines from this moment on.
+    pub since: Option<Timestamp>,
+    /// Go on until the container ends.
+    pub follow: bool,
+}
+
+/// Why the engine did not do something.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EngineError {
+    /// It does not answer: try again later.
+    #[error("the container engine does not answer ({reason}); start it or wait until it is back")]
+    Unavailable {
+        /// What the system said.
+        reason: String,
+    },
+    /// It took too long: look whether it was done after all.
+    #[error("the container engine did not finish '{operation}' in time; look at its load")]
+    TimedOut {
+        /// What it should do.
+        operation: &'static str,
+    },
+    /// It cannot isolate well enough: nothing runs on it.
+    #[error("the container engine is not safe enough to run others' containers: {reason}")]
+    BelowFloor {
+        /// What is missing.
+        reason: String,
+    },
+    /// There is no such image.
+    #[error("the container engine has no image '{image}'; look at the names with its own list of images")]
+    NoSuchImage {
+        /// Its name or digest.
+        image: String,
+    },
+    /// There is no such container.
+    #[error("the container engine has no container '{container}'")]
+    NoSuchContainer {
+        /// Its id or name.
+        container: String,
+    },
+    /// A container of that name is there: adopt or remove it.
+    #[error("the container engine has a container '{container}' already")]
+    AlreadyExists {
+        /// Its name.
+        container: String,
+    },
+    /// Something else uses it: try again later.
+    #[error("the container engine says that it is in use: {message}")]
+    InUse {
+        /// The engine's words.
+        message: String,
+    },
+    /// The archive refers to a layer that the engine lacks: send all of them.
+    #[error("the container engine lacks a layer of the image: {message}")]
+    MissingLayer {
+        /// The engine's words.
+        message: String,
+    },
+    /// The archive is not what it claims to be: its sender's fault.
+    #[error("the container engine refused the image: {message}")]
+    InvalidImage {
+        /// The engine's words.
+        message: String,
+    },
+    /// The image is larger than allowed.
+    #[error("the image is larger than the {size_max} bytes allowed")]
+    ImageTooLarge {
+        /// What is allowed.
+        size_max: u64,
+    },
+    /// The disk is full.
+    #[error("the container engine's disk is full: {message}")]
+    DiskFull {
+        /// The engine's words.
+        message: String,
+    },
+    /// It does not accept the request: repeating it is of no use.
+    #[error("the container engine refused: {message}")]
+    Refused {
+        /// The engine's words.
+        message: String,
+    },
+    /// It failed.
+    #[error("the container engine failed: {message}")]
+    Failed {
+        /// The engine's words.
+        message: String,
+    },
+}
+
+impl EngineError {
+    /// A failure in the engine's words, made safe to show and cut to a bounded length.
+    pub fn failed(message: &str) -> Self {
+        Self::Failed { message: quote(message) }
+    }
+
+    /// The stable code.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Unavailable { .. } => Code::EngineUnavailable,
+            Self::TimedOut { .. } => Code::Timeout,
+            Self::NoSuchImage { .. } => Code::NoSuchImage,
+            Self::MissingLayer { .. } => Code::MissingLayer,
+            Self::InvalidImage { .. } => Code::InvalidImage,
+            Self::ImageTooLarge { .. } => Code::ImageTooLarge,
+            Self::DiskFull { .. } => Code::DiskFull,
+            Self::BelowFloor { .. }
+            | Self::NoSuchContainer { .. }
+            | Self::AlreadyExists { .. }
+            | Self::InUse { .. }
+            | Self::Refused { .. }
+            | Self::Failed { .. } => Code::EngineFailed,
+        }
+    }
+
+    /// Whether the same call may succeed later without anything being changed.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Unavailable { .. } | Self::TimedOut { .. } | Self::InUse { .. })
+    }
+
+    /// Code and sentence.
+    pub fn problem(&self) -> Problem {
+        Problem::new(self.code(), self.to_string())
+    }
+}
+
+/// The engine repeats texts of images and guests: escaped and at most 512 bytes of them are shown.
+pub(crate) fn quote(message: &str) -> String {
+    let mut end = message.len().min(512);
+    while !message.is_char_boundary(end) {
+        end -= 1;
+    }
+    peer_proto::text::escape(message[..end].trim())
+}

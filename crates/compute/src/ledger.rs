@@ -1,0 +1,77 @@
+//! The ledger of shares: what is held, what is free. Recomputed from the rows each time, so that it cannot drift.
+
+use peer_proto::PeerId;
+use peer_proto::code::{Code, Threat};
+use peer_proto::deploy::Limits;
+use peer_trust::authorise::Held;
+use peer_trust::refusal::Refusal;
+
+use crate::record::Record;
+
+/// What this machine offers to all peers together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offer {
+    /// Processors (millicores).
+    pub cpu: u64,
+    /// Memory (bytes).
+    pub memory: u64,
+    /// Deployments that hold a share at one time.
+    pub containers: u32,
+}
+
+/// What all the given deployments hold; of one owner, or of all.
+pub fn held(records: &[Record], owner: Option<&PeerId>) -> Held {
+    records
+        .iter()
+        .filter(|record| record.life.state().holds_share() && owner.is_none_or(|owner| record.owner == *owner))
+        .fold(Held::default(), |sum, record| Held {
+            cpu: sum.cpu.saturating_add(record.specification.limits.cpu.get().into()),
+            memory: sum.memory.saturating_add(record.specification.limits.memory.get()),
+            containers: sum.containers.saturating_add(1),
+        })
+}
+
+/// Checks that a share is free beside what is held.
+pub fn reserve(offer: &Offer, held: &Held, share: &Limits) -> Result<(), Refusal> {
+    let lacking = if held.cpu.saturating_add(share.cpu.get().into()) > offer.cpu {
+        "processors"
+    } else if held.memory.saturating_add(share.memory.get()) > offer.memory {
+        "memory"
+    } else if held.containers >= offer.containers {
+        "room for one more deployment"
+    } else {
+        return Ok(());
+    };
+    let message =
+        format!("this machine has not enough {lacking} free at present; stop something, ask for less, or try later");
+    Err(Refusal::new(Code::NoCapacity, Threat::V5, message))
+}
+
+#[cfg(test)]
+mod tests {
+    use peer_proto::unit::{ByteSize, Millicores};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn v5_what_is_reserved_never_exceeds_the_offer(
+            cpu in 1_u32..4000, memory in 1_u64..(1 << 31), held_cpu in any::<u64>(), held_memory in any::<u64>(),
+            containers in any::<u32>(),
+        ) {
+            let offer = Offer { cpu: 4000, memory: 2 << 30, containers: 8 };
+            let held = Held { cpu: held_cpu, memory: held_memory, containers };
+            let share = Limits {
+                cpu: Millicores::new(cpu).expect("in range"),
+                memory: ByteSize::new(memory).expect("in range"),
+                ..Limits::default()
+            };
+            if reserve(&offer, &held, &share).is_ok() {
+                prop_assert!(held_cpu + u64::from(cpu) <= offer.cpu);
+                prop_assert!(held_memory + memory <= offer.memory);
+                prop_assert!(containers < offer.containers);
+            }
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! Runs authorised specifications inside the isolation profile and reports their lives.
+//!
+//! - [`engine`] is the seam to the container engine; [`engine::docker`] is the one implementation.
+//! - [`profile`] turns a specification into a [`profile::ContainerPlan`], which cannot say "privileged", and is the
+//!   only place where the engine's options are built; [`inspect`] compares them with what the engine reports (I1, I2).
+//! - [`connector`] reaches a container's port from inside its network namespace, so that nothing is published.
+//! - [`image`] moves images as layers named by their digests, without a registry.
+//! - [`logflood`] and [`usage`] watch what a running container does to the machine.
+
+pub mod connector;
+pub mod deployment;
+mod driver;
+pub mod engine;
+pub mod fetch;
+pub mod image;
+pub mod inspect;
+pub mod ledger;
+pub mod logflood;
+pub mod possession;
+pub mod profile;
+pub mod record;
+pub mod room;
+pub mod usage;

@@ -1,0 +1,339 @@
+//! The isolation profile (V4, V5, I1, I2): [`plan`] decides, [`body`] is the only place that builds engine options.
+//!
+//! A [`ContainerPlan`] has no field for privileges, bind mounts, devices, ports or host namespaces, so that no request,
+//! whatever its way here, can ask for one.
+
+use std::collections::{BTreeSet, HashMap};
+
+use bollard::models::{
+    ContainerCreateBody, HealthConfig, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, ResourcesUlimits,
+    RestartPolicy, RestartPolicyNameEnum,
+};
+use peer_proto::{
+    PeerId,
+    code::{Code, Problem},
+    deploy::{Limits, Specification},
+    id::{DeploymentId, Digest},
+};
+
+use crate::engine::{ImageFacts, quote};
+
+/// Label with the node's own mark: what carries it is ours to look at, never proof that we made it.
+pub const NODE_LABEL: &str = "peer-compute.node";
+/// Label with the deployment's id.
+pub const DEPLOYMENT_LABEL: &str = "peer-compute.deployment";
+/// Label with the owner's PeerId.
+pub const OWNER_LABEL: &str = "peer-compute.owner";
+
+/// Each deployment runs as a user of its own, so that per-user limits of the kernel are not shared.
+const UID_BASE: u32 = 200_000;
+/// An engine with mapped users knows only 65,536 of them.
+const UID_BASE_MAPPED: u32 = 20_000;
+const UID_SLOTS: u32 = 40_000;
+
+/// Most volumes that an image may ask for; each becomes a bounded tmpfs.
+const VOLUMES_MAX: usize = 32;
+const SHARED_MEMORY: i64 = 1 << 20;
+const RUN_SIZE: u64 = 4 << 20;
+/// Against the 1,024 that the host's own services have.
+const CPU_SHARES: i64 = 128;
+/// Above the daemon's: when memory is short the guest goes first.
+const OOM_SCORE: i64 = 500;
+/// The engine's log file of a container, and how many of them (V5).
+const LOG_SIZE: &str = "1m";
+const LOG_FILES: &str = "2";
+
+/// How one container is to run. Made by [`plan`] alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerPlan {
+    deployment: DeploymentId,
+    owner: PeerId,
+    node: String,
+    image: Digest,
+    hostname: String,
+    uid: u32,
+    entrypoint: Option<Vec<String>>,
+    command: Option<Vec<String>>,
+    environment: Vec<String>,
+    volumes: BTreeSet<String>,
+    limits: Limits,
+    stop_timeout_seconds: u32,
+}
+
+impl ContainerPlan {
+    /// The container's name: see [`container_name`].
+    pub fn name(&self) -> String {
+        container_name(&self.deployment)
+    }
+
+    /// The image's digest.
+    pub fn image(&self) -> Digest {
+        self.image
+    }
+
+    /// The limits.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+}
+
+/// The only name that a deployment's container can have, so that it cannot be made twice.
+pub fn container_name(deployment: &DeploymentId) -> String {
+    format!("peer-compute-{deployment}")
+}
+
+/// The deployment that a container of this name belongs to, if it is one of ours.
+pub fn deployment_of(container: &str) -> Option<DeploymentId> {
+    container.strip_prefix("peer-compute-")?.parse().ok()
+}
+
+/// The user (and group) of the deployment in this slot, or nothing if there is no such slot. Slots are given out by the
+/// caller, each to one deployment at a time. `user_namespace` as in [`crate::engine::EngineFacts`].
+pub fn uid_for(slot: u32, user_namespace: bool) -> Option<u32> {
+    let base = if user_namespace { UID_BASE_MAPPED } else { UID_BASE };
+    (slot < UID_SLOTS).then_some(base + slot)
+}
+
+/// Decides how a deployment's container runs. `node` marks whose container it is; `uid` comes from [`uid_for`].
+pub fn plan(
+    specification: &Specification,
+    image: &ImageFacts,
+    deployment: DeploymentId,
+    owner: PeerId,
+    node: &str,
+    uid: u32,
+) -> Result<ContainerPlan, Problem> {
+    specification.check()?;
+    if ![UID_BASE, UID_BASE_MAPPED].iter().any(|base| (*base..base + UID_SLOTS).contains(&uid)) {
+        return Err(Problem::new(Code::Internal, format!("user {uid} is not one of those for deployments")));
+    }
+    if image.system != "linux" {
+        let message = format!("the image is for '{}', and only linux images run here", quote(&image.system));
+        return Err(Problem::new(Code::InvalidImage, message));
+    }
+    let entrypoint = specification.entrypoint.clone();
+    let command = (!specification.command.is_empty()).then(|| specification.command.clone());
+    let programless = entrypoint.as_ref().unwrap_or(&image.entrypoint).is_empty()
+        && command.as_ref().unwrap_or(&image.command).is_empty();
+    if programless {
+        let message = "the image names no program to run; give a command or an entrypoint";
+        return Err(Problem::new(Code::InvalidArgument, message));
+    }
+    let environment = specification.environment.iter().map(|v| format!("{}={}", v.name, v.value)).collect();
+    Ok(ContainerPlan {
+        deployment,
+        owner,
+        node: node.to_owned(),
+        image: image.digest,
+        hostname: specification.name.as_str().replace(['_', '.'], "-"),
+        uid,
+        entrypoint,
+        command,
+        environment,
+        volumes: volumes(&image.volumes)?,
+        limits: specification.limits.clone(),
+        stop_timeout_seconds: specification.stop_timeout_seconds,
+    })
+}
+
+/// The paths that an image wants as volumes. Left to the engine, each would be host disk without a limit.
+fn volumes(paths: &[String]) -> Result<BTreeSet<String>, Problem> {
+    let invalid = |path: &str| {
+        let message = format!("the image wants a volume at '{}', which is not possible here", quote(path));
+        Problem::new(Code::InvalidImage, message)
+    };
+    if paths.len() > VOLUMES_MAX {
+        let message = format!("the image wants {} volumes; at most {VOLUMES_MAX} are possible", paths.len());
+        return Err(Problem::new(Code::InvalidImage, message));
+    }
+    let mut volumes = BTreeSet::new();
+    for path in paths {
+        let plain = path.len() <= 256 && path.bytes().all(|b| b.is_ascii_graphic() && !b":,\\\"'".contains(&b));
+        let parts: Vec<_> = path.split('/').filter(|part| !part.is_empty()).collect();
+        let kernel = matches!(parts.first(), None | Some(&("proc" | "sys" | "dev")));
+        if !plain || !path.starts_with('/') || kernel || parts.iter().any(|part| matches!(*part, "." | "..")) {
+            return Err(invalid(path));
+        }
+        volumes.insert(format!("/{}", parts.join("/")));
+    }
+    Ok(volumes)
+}
+
+/// Options of a tmpfs of so many bytes, with as many inodes as pages, within reason. It belongs to the deployment's user,
+/// because older runtimes give it the mode that the image's directory has.
+fn tmpfs(size: u64, uid: u32) -> String {
+    let inodes = (size / 4096).clamp(64, 65_536);
+    format!("rw,noexec,nosuid,nodev,size={size},nr_inodes={inodes},mode=1777,uid={uid},gid={uid}")
+}
+
+/// Everything writable: `/tmp`, `/run`, and a tmpfs in the place of each volume. All of it counts as memory.
+fn writable(plan: &ContainerPlan) -> HashMap<String, String> {
+    let (scratch, uid) = (plan.limits.scratch.get(), plan.uid);
+    let mut mounts: HashMap<_, _> = plan.volumes.iter().map(|path| (path.clone(), tmpfs(scratch, uid))).collect();
+    mounts.insert("/tmp".into(), tmpfs(scratch, uid));
+    mounts.insert("/run".into(), tmpfs(RUN_SIZE.min(plan.limits.memory.get()), uid));
+    mounts
+}
+
+/// Builds what the engine is told. Every field stands here because the profile wants it; nothing is merged in.
+pub fn body(plan: &ContainerPlan) -> ContainerCreateBody {
+    let labels = [
+        (NODE_LABEL, plan.node.clone()),
+        (DEPLOYMENT_LABEL, plan.deployment.to_string()),
+        (OWNER_LABEL, plan.owner.to_string()),
+    ];
+    ContainerCreateBody {
+        image: Some(plan.image.to_string()),
+        hostname: Some(plan.hostname.clone()),
+        user: Some(format!("{0}:{0}", plan.uid)),
+        entrypoint: plan.entrypoint.clone(),
+        cmd: plan.command.clone(),
+        env: Some(plan.environment.clone()),
+        labels: Some(labels.map(|(name, value)| (name.to_owned(), value)).into()),
+        healthcheck: Some(HealthConfig { test: Some(vec!["NONE".into()]), ..HealthConfig::default() }),
+        stop_signal: Some("SIGTERM".into()),
+        stop_timeout: Some(plan.stop_timeout_seconds.into()),
+        tty: Some(false),
+        open_stdin: Some(false),
+        host_config: Some(host_config(plan)),
+        ..ContainerCreateBody::default()
+    }
+}
+
+fn host_config(plan: &ContainerPlan) -> HostConfig {
+    let limits = &plan.limits;
+    let memory = i64::try_from(limits.memory.get()).unwrap_or(i64::MAX);
+    let ulimit =
+        |name: &str, value: i64| ResourcesUlimits { name: Some(name.into()), soft: Some(value), hard: Some(value) };
+    let log = [("max-size", LOG_SIZE), ("max-file", LOG_FILES)];
+    HostConfig {
+        network_mode: Some("none".into()),
+        privileged: Some(false),
+        cap_drop: Some(vec!["ALL".into()]),
+        // The engine's own seccomp profile applies as long as none is named here.
+        security_opt: Some(vec!["no-new-privileges=true".into()]),
+        readonly_rootfs: Some(true),
+        tmpfs: Some(writable(plan)),
+        shm_size: Some(SHARED_MEMORY),
+        memory: Some(memory),
+        // Equal to `memory`: no swap on top.
+        memory_swap: Some(memory),
+        memory_swappiness: Some(0),
+        nano_cpus: Some(i64::from(limits.cpu.get()) * 1_000_000),
+        cpu_shares: Some(CPU_SHARES),
+        pids_limit: Some(limits.pids.into()),
+        oom_score_adj: Some(OOM_SCORE),
+        ulimits: Some(vec![ulimit("nofile", limits.files.into()), ulimit("core", 0), ulimit("memlock", 64 << 10)]),
+        ipc_mode: Some("private".into()),
+        cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
+        // The engine's small init passes signals on and reaps children: a guest without a handler ends at once.
+        init: Some(true),
+        restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }),
+        auto_remove: Some(false),
+        log_config: Some(HostConfigLogConfig {
+            typ: Some("json-file".into()),
+            config: Some(log.map(|(name, value)| (name.to_owned(), value.to_owned())).into()),
+        }),
+        ..HostConfig::default()
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+pub(crate) mod tests {
+    use peer_proto::{deploy::RestartPolicy, identity::Identity};
+
+    use super::*;
+
+    pub(crate) fn specification() -> Specification {
+        Specification {
+            name: "web_1.x".parse().unwrap(),
+            image_name: "web:1".into(),
+            entrypoint: None,
+            command: vec![],
+            environment: vec!["A=b=c".parse().unwrap()],
+            expose: None,
+            publish: false,
+            limits: Limits::default(),
+            restart: RestartPolicy::No,
+            health: None,
+            stop_timeout_seconds: 10,
+        }
+    }
+
+    pub(crate) fn image() -> ImageFacts {
+        ImageFacts {
+            digest: Digest::of(b"image"),
+            layers: vec![Digest::of(b"layer")],
+            architecture: "amd64".into(),
+            system: "linux".into(),
+            size: 1,
+            volumes: vec![],
+            exposed_ports: vec![],
+            entrypoint: vec![],
+            command: vec!["/app".into()],
+            names: vec![],
+        }
+    }
+
+    pub(crate) fn planned(specification: &Specification, image: &ImageFacts) -> Result<ContainerPlan, Problem> {
+        let owner = Identity::generate().peer_id();
+        plan(specification, image, DeploymentId::random(), owner, "node", uid_for(7, false).unwrap())
+    }
+
+    #[test]
+    fn v5_every_limit_is_set_and_swap_is_not_given_on_top() {
+        let body = body(&planned(&specification(), &image()).unwrap());
+        let host = body.host_config.unwrap();
+        assert_eq!((host.memory, host.memory_swap), (Some(256 << 20), Some(256 << 20)));
+        assert_eq!((host.nano_cpus, host.pids_limit), (Some(500_000_000), Some(100)));
+        assert_eq!(body.user.as_deref(), Some("200007:200007"));
+        assert_eq!(body.hostname.as_deref(), Some("web-1-x"));
+        assert!(host.tmpfs.unwrap()["/tmp"].contains("size=67108864,"));
+    }
+
+    #[test]
+    fn i2_volumes_of_the_image_become_bounded_tmpfs() {
+        let image = ImageFacts { volumes: vec!["/data/".into(), "/data//x".into(), "/tmp".into()], ..image() };
+        let host = body(&planned(&specification(), &image).unwrap()).host_config.unwrap();
+        let mut paths: Vec<_> = host.tmpfs.unwrap().into_keys().collect();
+        paths.sort();
+        assert_eq!(paths, ["/data", "/data/x", "/run", "/tmp"]);
+        assert_eq!((host.binds, host.mounts), (None, None));
+    }
+
+    #[test]
+    fn i2_volumes_over_the_kernels_files_are_refused() {
+        for path in ["/", "//", "/proc", "/sys/x", "/dev", "data", "/a/../etc", "/a:/b", "/a,exec", "", "/ä"] {
+            let image = ImageFacts { volumes: vec![path.into()], ..image() };
+            assert_eq!(planned(&specification(), &image).unwrap_err().code, Code::InvalidImage, "{path}");
+        }
+        let image = ImageFacts { volumes: (0..=VOLUMES_MAX).map(|n| format!("/{n}")).collect(), ..image() };
+        assert!(planned(&specification(), &image).is_err());
+    }
+
+    #[test]
+    fn an_image_without_a_program_needs_a_command() {
+        let image = ImageFacts { command: vec![], ..image() };
+        assert_eq!(planned(&specification(), &image).unwrap_err().code, Code::InvalidArgument);
+        let with = Specification { command: vec!["/x".into()], ..specification() };
+        assert!(planned(&with, &image).is_ok());
+    }
+
+    #[test]
+    fn v4_nobody_runs_as_root_or_as_a_user_of_the_host() {
+        let owner = Identity::generate().peer_id();
+        for uid in [0, 1000, 65_534, UID_BASE - 1, UID_BASE + UID_SLOTS] {
+            assert!(plan(&specification(), &image(), DeploymentId::random(), owner, "node", uid).is_err(), "{uid}");
+        }
+        assert_eq!(uid_for(UID_SLOTS, false), None);
+        assert!(uid_for(UID_SLOTS - 1, true).unwrap() < 65_536);
+    }
+
+    #[test]
+    fn container_names_lead_back_to_their_deployment() {
+        let id = DeploymentId::random();
+        assert_eq!(deployment_of(&container_name(&id)), Some(id));
+        assert_eq!(deployment_of("peer-compute-x"), None);
+    }
+}

@@ -1,0 +1,555 @@
+//! The room as the rest of the program sees it: it takes authorised requests, drives deployments, and reports.
+//!
+//! Rows of [`crate::record`] are the truth and survive a crash. What is in memory here (open network namespaces, health,
+//! public addresses, transfers under way) is made again after one. Each deployment has one task that moves it towards what
+//! its owner wants ([`crate::driver`]); whoever changes a row wakes that task.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use peer_proto::PeerId;
+use peer_proto::code::{Code, Problem, Threat};
+use peer_proto::deploy::{DeployRequest, Health, ImageSource, Limits, Request, State, Status};
+use peer_proto::id::DeploymentId;
+use peer_proto::query::{Capacity, Usage};
+use peer_proto::unit::{ByteSize, Millicores, Port, Timestamp};
+use peer_state::database::{Database, DatabaseError, Tx};
+use peer_trust::authorise::{Authorised, Held};
+use peer_trust::peers::PeerRecord;
+use peer_trust::refusal::Refusal;
+use tokio::sync::{Notify, broadcast};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::connector::{Connector, Namespace};
+use crate::deployment::{Life, Step, Wanted};
+use crate::driver;
+use crate::engine::{ContainerFacts, Engine, EngineError, EngineFacts, LogOptions, LogStream};
+use crate::fetch::Transfers;
+use crate::image::spool::SpoolError;
+use crate::ledger::{self, Offer};
+use crate::possession::{self, BroughtImage};
+use crate::profile::container_name;
+use crate::record::{self, Record};
+
+/// Changes that a slow listener may lag behind by.
+const CHANGES_KEPT: usize = 1024;
+/// Threads that may be inside containers' network namespaces at one time.
+const NAMESPACE_THREADS: usize = 64;
+
+/// How the room runs.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Marks this machine's containers in the engine; the same after every start.
+    pub node: String,
+    /// What this machine offers to all peers together.
+    pub offer: Offer,
+    /// Where layers are kept while they arrive.
+    pub spool: PathBuf,
+    /// Largest image accepted (bytes, unpacked).
+    pub image_size_max: ByteSize,
+    /// How long a deployment waits for its layers when nothing arrives.
+    pub transfer_patience: Duration,
+    /// How long an image that we brought is kept when nothing uses it (milliseconds).
+    pub image_keep_milliseconds: u64,
+    /// The wall clock.
+    pub clock: fn() -> Timestamp,
+}
+
+/// Why the room cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The database failed.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    /// The spool cannot be used.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+}
+
+/// A change of a deployment, announced after it has been committed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// The deployment.
+    pub id: DeploymentId,
+    /// Whose it is.
+    pub owner: PeerId,
+    /// As it is now; `None` if it has been forgotten.
+    pub status: Option<Status>,
+}
+
+/// Where a running deployment can be reached.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    /// Whose it is.
+    pub owner: PeerId,
+    /// The one port that may be reached.
+    pub port: Port,
+    /// Whether it gets a public name.
+    pub publish: bool,
+    /// Its network.
+    pub namespace: Namespace,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Live {
+    pub(crate) wake: Arc<Notify>,
+    pub(crate) endpoint: Option<Endpoint>,
+    health: Option<Health>,
+    url: Option<String>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner<E> {
+    pub(crate) database: Database,
+    pub(crate) engine: E,
+    pub(crate) options: Options,
+    pub(crate) connector: Connector,
+    pub(crate) transfers: Transfers,
+    pub(crate) cancel: CancellationToken,
+    live: Mutex<HashMap<DeploymentId, Live>>,
+    changes: broadcast::Sender<Change>,
+    tasks: TaskTracker,
+}
+
+/// A handle to the room; clones share it.
+#[derive(Debug)]
+pub struct Room<E> {
+    pub(crate) inner: Arc<Inner<E>>,
+}
+
+impl<E> Clone for Room<E> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone() }
+    }
+}
+
+impl<E: Engine> Room<E> {
+    /// Takes up every recorded deployment where it was left, and removes containers that no row knows.
+    pub async fn start(database: Database, engine: E, options: Options) -> Result<Self, StartError> {
+        let transfers = Transfers::open(&options)?;
+        let inner = Inner {
+            database,
+            engine,
+            connector: Connector::new(NAMESPACE_THREADS),
+            transfers,
+            options,
+            cancel: CancellationToken::new(),
+            live: Mutex::default(),
+            changes: broadcast::Sender::new(CHANGES_KEPT),
+            tasks: TaskTracker::new(),
+        };
+        let room = Self { inner: Arc::new(inner) };
+        for record in room.all().await? {
+            room.drive(record.id);
+        }
+        let inner = room.inner.clone();
+        room.inner.tasks.spawn(driver::tidy_up(inner));
+        Ok(room)
+    }
+
+    /// Ends the tasks. Containers are left running: the next start takes them up again.
+    pub async fn shutdown(&self) {
+        self.inner.cancel.cancel();
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
+    }
+
+    /// What the owner's deployments hold at this moment.
+    pub fn held(&self, tx: &Tx<'_>, owner: &PeerId) -> Result<Held, DatabaseError> {
+        Ok(ledger::held(&record::of_owner(tx, owner)?, Some(owner)))
+    }
+
+    /// What the request would add to what its signer holds.
+    pub fn share(&self, tx: &Tx<'_>, owner: &PeerId, request: &Request) -> Result<Option<Limits>, DatabaseError> {
+        Ok(match request {
+            Request::Deploy(deploy) => Some(deploy.specification.limits.clone()),
+            Request::Start(id) | Request::Restart(id) => record::find_owned(tx, owner, *id)?
+                .filter(|record| !record.life.state().holds_share())
+                .map(|record| record.specification.limits),
+            Request::Push(_) | Request::Stop(_) | Request::Remove(_) => None,
+        })
+    }
+
+    /// Records a deployment and reserves its share, in the transaction that authorised it.
+    pub fn record(
+        &self,
+        tx: &Tx<'_>,
+        authorised: &Authorised<'_>,
+        request: &DeployRequest,
+    ) -> Result<Result<Record, Refusal>, DatabaseError> {
+        let owner = authorised.owner();
+        if let Err(refusal) = self.check_deploy(request) {
+            return Ok(Err(refusal));
+        }
+        if let Some(holder) = record::find_by_name(tx, &owner, request.specification.name.as_str())? {
+            // A deployment that never ran has nothing to lose; a new try under its name takes its place.
+            if !matches!(holder.life, Life::Failed(_)) || holder.started_at.is_some() {
+                let message = format!(
+                    "you have a deployment called '{}' on this machine already; remove it, or choose another name with --name",
+                    request.specification.name
+                );
+                return Ok(Err(Refusal::new(Code::NameTaken, Threat::G4, message)));
+            }
+            record::delete(tx, holder.id)?;
+        }
+        let held = ledger::held(&record::all(tx)?, None);
+        if let Err(refusal) = ledger::reserve(&self.inner.options.offer, &held, &request.specification.limits) {
+            return Ok(Err(refusal));
+        }
+        let signed = authorised.request();
+        let record = Record {
+            id: DeploymentId::derive(&owner, &signed.request_id()),
+            owner,
+            specification: request.specification.clone(),
+            source: request.image.clone(),
+            image: None,
+            request: signed.request_id(),
+            request_hash: signed.hash(),
+            slot: record::free_slot(tx)?,
+            wanted: Wanted::Running,
+            life: Life::Pending,
+            restarts: 0,
+            restarts_in_row: 0,
+            exit_code: None,
+            created_at: (self.inner.options.clock)(),
+            started_at: None,
+        };
+        record::insert(tx, &record)?;
+        Ok(Ok(record))
+    }
+
+    fn check_deploy(&self, request: &DeployRequest) -> Result<(), Refusal> {
+        let refuse = |problem: Problem| Refusal { problem, threat: Threat::V4, outcome: None };
+        request.specification.check().map_err(refuse)?;
+        match &request.image {
+            ImageSource::Offered(offer) => crate::fetch::check_offer(offer, &self.inner.options).map_err(refuse),
+            ImageSource::Registry(_) => Ok(()),
+        }
+    }
+
+    /// Changes what the owner wants of a deployment, in the transaction that authorised it.
+    pub fn want(
+        &self,
+        tx: &Tx<'_>,
+        authorised: &Authorised<'_>,
+        id: DeploymentId,
+        request: &Request,
+    ) -> Result<Result<Record, Refusal>, DatabaseError> {
+        let Some(mut record) = record::find_owned(tx, &authorised.owner(), id)? else {
+            return Ok(Err(Refusal { problem: no_such_deployment(), threat: Threat::G4, outcome: None }));
+        };
+        let changed = match request {
+            Request::Stop(_) => want_stopped(&mut record),
+            Request::Start(_) => want_running(&mut record),
+            Request::Restart(_) => want_restarted(&mut record),
+            Request::Remove(_) => want_removed(&mut record),
+            Request::Deploy(_) | Request::Push(_) => Ok(()),
+        };
+        if let Err(problem) = changed {
+            return Ok(Err(Refusal { problem, threat: Threat::G4, outcome: None }));
+        }
+        if matches!(request, Request::Start(_) | Request::Restart(_)) && record.life.state() == State::Pending {
+            let others: Vec<_> = record::all(tx)?.into_iter().filter(|other| other.id != id).collect();
+            let held = ledger::held(&others, None);
+            if let Err(refusal) = ledger::reserve(&self.inner.options.offer, &held, &record.specification.limits) {
+                return Ok(Err(refusal));
+            }
+        }
+        record::update(tx, &record)?;
+        Ok(Ok(record))
+    }
+
+    /// Announces a row that has just been committed, and sees to it that its task goes on.
+    pub fn committed(&self, record: &Record) {
+        self.inner.announce(record);
+        self.drive(record.id);
+    }
+
+    /// Starts the deployment's task, or wakes it.
+    fn drive(&self, id: DeploymentId) {
+        let mut live = self.inner.live();
+        if let Some(entry) = live.get(&id) {
+            entry.wake.notify_one();
+            return;
+        }
+        let entry = Live::default();
+        let wake = entry.wake.clone();
+        live.insert(id, entry);
+        drop(live);
+        let inner = self.inner.clone();
+        self.inner.tasks.spawn(async move {
+            let _ = inner.cancel.clone().run_until_cancelled(driver::drive(&inner, id, &wake)).await;
+        });
+    }
+
+    /// Stops (or, if `forget`, removes) everything of an owner who is trusted no more.
+    pub async fn end_all_of(&self, owner: PeerId) -> Result<Vec<DeploymentId>, DatabaseError> {
+        let ended: Vec<Record> = self
+            .inner
+            .database
+            .write(move |tx| -> Result<_, DatabaseError> {
+                let mut records = record::of_owner(tx, &owner)?;
+                for record in &mut records {
+                    if want_removed(record).is_ok() {
+                        record::update(tx, record)?;
+                    }
+                }
+                possession::forget_owner(tx, &owner)?;
+                Ok(records)
+            })
+            .await?;
+        ended.iter().for_each(|record| self.committed(record));
+        Ok(ended.into_iter().map(|record| record.id).collect())
+    }
+
+    /// Every deployment on this machine.
+    pub async fn all(&self) -> Result<Vec<Record>, DatabaseError> {
+        self.inner.database.write(|tx| record::all(tx)).await
+    }
+
+    /// Every deployment on this machine, as reported to its owner, with that owner.
+    pub async fn all_statuses(&self) -> Result<Vec<(PeerId, Status)>, DatabaseError> {
+        let records = self.all().await?;
+        Ok(records.iter().map(|record| (record.owner, self.inner.status(record))).collect())
+    }
+
+    /// The owner's deployments.
+    pub async fn statuses(&self, owner: PeerId) -> Result<Vec<Status>, DatabaseError> {
+        let records = self.inner.database.write(move |tx| record::of_owner(tx, &owner)).await?;
+        Ok(records.iter().map(|record| self.inner.status(record)).collect())
+    }
+
+    /// One deployment of this owner. Somebody else's cannot be told from one that does not exist.
+    pub async fn status(&self, owner: PeerId, id: DeploymentId) -> Result<Status, Problem> {
+        Ok(self.inner.status(&self.owned(owner, id).await?))
+    }
+
+    async fn owned(&self, owner: PeerId, id: DeploymentId) -> Result<Record, Problem> {
+        let found = self.inner.database.write(move |tx| record::find_owned(tx, &owner, id)).await;
+        found.map_err(|error| database_problem(&error))?.ok_or_else(no_such_deployment)
+    }
+
+    /// Follows all changes.
+    pub fn changes(&self) -> broadcast::Receiver<Change> {
+        self.inner.changes.subscribe()
+    }
+
+    /// Where a deployment can be reached, if it runs and exposes a port.
+    pub fn endpoint(&self, id: DeploymentId) -> Option<Endpoint> {
+        self.inner.live().get(&id)?.endpoint.clone()
+    }
+
+    /// All deployments that run and expose a port.
+    pub fn endpoints(&self) -> Vec<(DeploymentId, Endpoint)> {
+        self.inner.live().iter().filter_map(|(id, live)| Some((*id, live.endpoint.clone()?))).collect()
+    }
+
+    /// The deployment's port, for its owner, who must name it right.
+    pub async fn owned_endpoint(&self, owner: PeerId, id: DeploymentId, port: Port) -> Result<Endpoint, Problem> {
+        let record = self.owned(owner, id).await?;
+        match record.specification.expose {
+            None => {
+                let message = "this deployment exposes no port; deploy it with --expose PORT";
+                return Err(Problem::new(Code::PortClosed, message));
+            }
+            Some(exposed) if exposed != port => {
+                let message = format!("this deployment exposes port {exposed}, not {port}");
+                return Err(Problem::new(Code::PortClosed, message));
+            }
+            Some(_) => {}
+        }
+        self.endpoint(id).ok_or_else(|| {
+            let message = format!("the deployment is {}, not running; start it first", record.life.state());
+            Problem::new(Code::WrongState, message)
+        })
+    }
+
+    /// Notes what a health check found. `None` where nothing runs any more.
+    pub async fn set_health(&self, id: DeploymentId, health: Option<Health>) -> Result<(), DatabaseError> {
+        self.amend(id, |live| std::mem::replace(&mut live.health, health) != health).await
+    }
+
+    /// Notes the public address that a gateway gave, or that it is gone.
+    pub async fn set_url(&self, id: DeploymentId, url: Option<String>) -> Result<(), DatabaseError> {
+        self.amend(id, |live| std::mem::replace(&mut live.url, url.clone()) != url).await
+    }
+
+    async fn amend(&self, id: DeploymentId, change: impl FnOnce(&mut Live) -> bool) -> Result<(), DatabaseError> {
+        let changed = self.inner.live().get_mut(&id).is_some_and(change);
+        if changed && let Some(record) = self.inner.database.write(move |tx| record::find(tx, id)).await? {
+            self.inner.announce(&record);
+        }
+        Ok(())
+    }
+
+    /// What the deployment uses at present.
+    pub async fn usage(&self, owner: PeerId, id: DeploymentId) -> Result<Usage, Problem> {
+        let record = self.owned(owner, id).await?;
+        let facts = self.container(id).await?;
+        let pid = facts.as_ref().and_then(|facts| facts.pid);
+        let (Some(facts), Some(pid)) = (facts, pid) else {
+            let message = format!("the deployment is {} and uses nothing", record.life.state());
+            return Err(Problem::new(Code::WrongState, message));
+        };
+        let span = Duration::from_millis(200);
+        crate::usage::measure(pid, &facts.id, &record.specification.limits, span).await.map_err(|error| error.problem())
+    }
+
+    /// The deployment's log.
+    pub async fn logs(&self, owner: PeerId, id: DeploymentId, options: &LogOptions) -> Result<LogStream, Problem> {
+        let record = self.owned(owner, id).await?;
+        let facts = self.container(id).await?.ok_or_else(|| {
+            let message = format!("the deployment is {} and has written nothing yet", record.life.state());
+            Problem::new(Code::WrongState, message)
+        })?;
+        Ok(self.inner.engine.logs(&facts.id, options))
+    }
+
+    async fn container(&self, id: DeploymentId) -> Result<Option<ContainerFacts>, Problem> {
+        self.inner.engine.inspect(&container_name(&id)).await.map_err(|error| error.problem())
+    }
+
+    /// What a peer may still use of what it is granted.
+    pub async fn capacity(&self, peer: &PeerRecord, architecture: &str) -> Result<Capacity, DatabaseError> {
+        let records = self.all().await?;
+        let (mine, all) = (ledger::held(&records, Some(&peer.peer)), ledger::held(&records, None));
+        let now = (self.inner.options.clock)();
+        let granted = peer.grants.deploy.clone().filter(|grant| grant.is_live(now));
+        Ok(free(granted, self.inner.options.offer, mine, all, architecture))
+    }
+
+    /// What this machine offers in sum, and what is left of it.
+    pub async fn offered(&self, architecture: &str) -> Result<Capacity, DatabaseError> {
+        let all = ledger::held(&self.all().await?, None);
+        Ok(free(None, self.inner.options.offer, Held::default(), all, architecture))
+    }
+
+    /// Every image that peers brought here.
+    pub async fn images(&self) -> Result<Vec<BroughtImage>, DatabaseError> {
+        self.inner.database.write(|tx| possession::images(tx)).await
+    }
+
+    /// The engine, asked now.
+    pub async fn engine_facts(&self) -> Result<EngineFacts, EngineError> {
+        self.inner.engine.facts().await
+    }
+
+    /// The engine itself, for exporting images of this machine's own user.
+    pub fn engine(&self) -> &E {
+        &self.inner.engine
+    }
+}
+
+impl<E> Inner<E> {
+    pub(crate) fn live(&self) -> MutexGuard<'_, HashMap<DeploymentId, Live>> {
+        // Held for single map operations only; nothing in them can leave the map half changed.
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn status(&self, record: &Record) -> Status {
+        let mut status = record.status();
+        if let Some(live) = self.live().get(&record.id)
+            && status.state == State::Running
+        {
+            status.url.clone_from(&live.url);
+            status.health = record.specification.health.as_ref().map(|_| live.health.unwrap_or(Health::Unknown));
+        }
+        status
+    }
+
+    /// Tells everybody about a committed row. What may not be reached any more is closed first.
+    pub(crate) fn announce(&self, record: &Record) {
+        if record.life.state() != State::Running
+            && let Some(live) = self.live().get_mut(&record.id)
+        {
+            (live.endpoint, live.health, live.url) = (None, None, None);
+        }
+        let change = Change { id: record.id, owner: record.owner, status: Some(self.status(record)) };
+        // Nobody may be listening.
+        drop(self.changes.send(change));
+    }
+
+    pub(crate) fn announce_removed(&self, record: &Record) {
+        self.live().remove(&record.id);
+        drop(self.changes.send(Change { id: record.id, owner: record.owner, status: None }));
+    }
+}
+
+fn free(
+    granted: Option<peer_proto::grant::DeployGrant>,
+    offer: Offer,
+    mine: Held,
+    all: Held,
+    architecture: &str,
+) -> Capacity {
+    let least = |offered: u64, held: u64, limit: Option<u64>, used: u64| {
+        let left = offered.saturating_sub(held);
+        limit.map_or(left, |limit| left.min(limit.saturating_sub(used)))
+    };
+    let grant = granted.as_ref();
+    let cpu = least(offer.cpu, all.cpu, grant.map(|g| g.max_cpu.get().into()), mine.cpu);
+    let memory = least(offer.memory, all.memory, grant.map(|g| g.max_memory.get()), mine.memory);
+    let containers = least(
+        offer.containers.into(),
+        all.containers.into(),
+        grant.map(|g| g.max_containers.into()),
+        mine.containers.into(),
+    );
+    Capacity {
+        free_cpu: u32::try_from(cpu).ok().and_then(|cpu| Millicores::new(cpu).ok()),
+        free_memory: ByteSize::new(memory).ok(),
+        free_containers: u32::try_from(containers).unwrap_or(u32::MAX),
+        architecture: architecture.to_owned(),
+        granted,
+    }
+}
+
+fn want_stopped(record: &mut Record) -> Result<(), Problem> {
+    record.wanted = Wanted::Stopped;
+    if record.life.state().holds_share() && record.life != Life::Stopping { record.step(Step::Stop) } else { Ok(()) }
+}
+
+fn want_running(record: &mut Record) -> Result<(), Problem> {
+    if record.wanted == Wanted::Removed {
+        return Err(no_such_deployment());
+    }
+    if record.life.state().holds_share() {
+        let message = format!("the deployment is {} already", record.life.state());
+        return Err(Problem::new(Code::WrongState, message));
+    }
+    (record.wanted, record.restarts, record.restarts_in_row) = (Wanted::Running, 0, 0);
+    record.step(Step::Start)
+}
+
+fn want_restarted(record: &mut Record) -> Result<(), Problem> {
+    if record.life.state().holds_share() {
+        want_stopped(record)?;
+        record.wanted = Wanted::Restarted;
+        Ok(())
+    } else {
+        want_running(record)
+    }
+}
+
+fn want_removed(record: &mut Record) -> Result<(), Problem> {
+    want_stopped(record)?;
+    record.wanted = Wanted::Removed;
+    Ok(())
+}
+
+/// The same words for what does not exist and for what is somebody else's.
+pub fn no_such_deployment() -> Problem {
+    Problem::new(
+        Code::NoSuchDeployment,
+        "you have no such deployment on this machine; `peerctl ps -a` shows those that you have",
+    )
+}
+
+/// A failure of the database as it is told to an asker.
+pub fn database_problem(error: &DatabaseError) -> Problem {
+    let code = if matches!(error, DatabaseError::DiskFull) { Code::DiskFull } else { Code::Internal };
+    Problem::new(code, error.to_string())
+}
