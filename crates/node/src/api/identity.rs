@@ -1,0 +1,45 @@
+//! Version and identity.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::routing::get;
+use axum::{Json, Router};
+use data_encoding::HEXLOWER;
+use peer_proto::control::{InitReply, InitRequest, Version, Whoami};
+
+use super::{Failure, Payload};
+use crate::daemon::Daemon;
+use crate::node::Node;
+
+pub(super) fn routes() -> Router<Arc<Daemon>> {
+    Router::new().route("/v1/version", get(version)).route("/v1/identity", get(show).post(init))
+}
+
+async fn version() -> Json<Version> {
+    Json(Version { version: env!("CARGO_PKG_VERSION").to_owned(), api: super::VERSION })
+}
+
+async fn init(
+    State(daemon): State<Arc<Daemon>>,
+    Payload(request): Payload<InitRequest>,
+) -> Result<Json<InitReply>, Failure> {
+    Ok(Json(daemon.init(request).await?))
+}
+
+async fn show(State(daemon): State<Arc<Daemon>>) -> Result<Json<Whoami>, Failure> {
+    let node = daemon.node().await?;
+    Ok(Json(whoami(&daemon, &node)))
+}
+
+/// This machine as its card says.
+pub(super) fn whoami(daemon: &Daemon, node: &Node) -> Whoami {
+    let card = node.card(daemon);
+    Whoami {
+        peer_id: card.card().peer.to_string(),
+        name: card.card().name.clone(),
+        addresses: card.card().addresses().map(ToString::to_string).collect(),
+        recovery_key: HEXLOWER.encode(&card.card().recovery_key),
+        card: card.to_string(),
+    }
+}

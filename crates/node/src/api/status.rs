@@ -1,0 +1,76 @@
+//! The machine in one answer, and its configuration.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::routing::get;
+use axum::{Json, Router};
+use peer_net::Role;
+use peer_proto::control::{EngineStatus, NodeStatus, Setting};
+use peer_proto::query::Capacity;
+use peer_proto::unit::{ByteSize, Millicores};
+
+use super::{Failure, gateways, identity};
+use crate::daemon::Daemon;
+use crate::node::{Node, architecture};
+
+pub(super) fn routes() -> Router<Arc<Daemon>> {
+    Router::new().route("/v1/status", get(status)).route("/v1/configuration", get(configuration))
+}
+
+async fn configuration(State(daemon): State<Arc<Daemon>>) -> Json<Vec<Setting>> {
+    Json(daemon.settings.explain().to_vec())
+}
+
+async fn status(State(daemon): State<Arc<Daemon>>) -> Result<Json<NodeStatus>, Failure> {
+    let node = daemon.node().await.ok();
+    let node = node.as_deref();
+    let mut hosted = 0;
+    let mut offered = all_free(&daemon);
+    let mut engine = None;
+    if let Some(room) = node.and_then(|node| node.room.as_ref()) {
+        let records = room.all().await?;
+        hosted = count(records.iter().filter(|record| record.life.state().holds_share()).count());
+        offered = room.offered(architecture()).await?;
+        engine = Some(match room.engine_facts().await {
+            Ok(facts) => EngineStatus { available: true, version: Some(facts.version), problem: None },
+            Err(error) => EngineStatus { available: false, version: None, problem: Some(error.problem()) },
+        });
+    }
+    Ok(Json(NodeStatus {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        identity: node.map(|node| identity::whoami(&daemon, node)),
+        started_at: daemon.started_at,
+        peers: count(daemon.trust.snapshot().peers.len()),
+        peers_connected: node.map_or(0, connected),
+        gateways: gateways::describe_all(&daemon, node),
+        engine,
+        hosted,
+        offered,
+    }))
+}
+
+fn connected(node: &Node) -> u32 {
+    let connections = node.network.connections();
+    let mut peers: Vec<_> = connections.iter().filter(|one| one.role == Role::Peer).map(|one| one.peer).collect();
+    peers.sort_unstable();
+    peers.dedup();
+    count(peers.len())
+}
+
+/// What is offered where nothing runs yet; nothing, where there is no engine.
+fn all_free(daemon: &Daemon) -> Capacity {
+    let offer = daemon.settings.engine_socket.as_ref().map(|_| daemon.settings.offer);
+    let cpu = offer.and_then(|offer| u32::try_from(offer.cpu).ok());
+    Capacity {
+        granted: None,
+        free_cpu: cpu.and_then(|cpu| Millicores::new(cpu).ok()),
+        free_memory: offer.and_then(|offer| ByteSize::new(offer.memory).ok()),
+        free_containers: offer.map_or(0, |offer| offer.containers),
+        architecture: architecture().to_owned(),
+    }
+}
+
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}

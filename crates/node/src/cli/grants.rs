@@ -1,0 +1,61 @@
+//! Flags that say what a peer is allowed here, shared by `peers add`, `peers allow`, `invite` and `join`.
+
+use clap::{Args, ValueEnum};
+use peer_proto::grant::{DeployGrant, Grants};
+use peer_proto::unit::{ByteSize, Millicores, Span, Timestamp};
+
+use super::moment::rfc3339;
+
+/// What can be allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Permission {
+    /// Run containers here
+    Deploy,
+}
+
+/// What a peer is to be allowed here. Without `--allow`, nothing.
+#[derive(Debug, Clone, Default, Args)]
+pub(super) struct GrantArguments {
+    /// Allow the peer something on this machine; without it, it may do nothing here
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub(super) allow: Vec<Permission>,
+    /// Processors for all its deployments together, such as 2, 0.5 or 500m [default: 1]
+    #[arg(long, requires = "allow", allow_hyphen_values = true, value_name = "CPUS")]
+    max_cpu: Option<Millicores>,
+    /// Memory for all its deployments together, such as 512m or 2g [default: 1g]
+    #[arg(long, requires = "allow", allow_hyphen_values = true, value_name = "SIZE")]
+    max_memory: Option<ByteSize>,
+    /// Deployments at one time [default: 4]
+    #[arg(long, requires = "allow", allow_hyphen_values = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    max_containers: Option<u32>,
+}
+
+impl GrantArguments {
+    /// The grants, which end `expires` after `now`, or never.
+    pub(super) fn grants(&self, expires: Option<Span>, now: Timestamp) -> Grants {
+        let deploy = self.allow.contains(&Permission::Deploy).then(|| DeployGrant {
+            max_cpu: self.max_cpu.unwrap_or(Millicores::new(1000).expect("within range")),
+            max_memory: self.max_memory.unwrap_or(ByteSize::mebibytes(1024)),
+            max_containers: self.max_containers.unwrap_or(4),
+            expires_at: expires.map(|span| now.plus(span.seconds.saturating_mul(1000))),
+        });
+        Grants { deploy }
+    }
+}
+
+/// Reads a span that is not empty.
+pub(super) fn parse_life(text: &str) -> Result<Span, String> {
+    match text.parse::<Span>() {
+        Ok(span) if span.seconds > 0 => Ok(span),
+        Ok(_) => Err("the span must be longer than nothing".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Grants in words: `deploy (1 CPU, 1 GiB, 4 containers)` or `nothing`.
+pub(super) fn in_words(grants: &Grants) -> String {
+    let Some(deploy) = &grants.deploy else { return "nothing".to_owned() };
+    let until = deploy.expires_at.map(|end| format!(", until {}", rfc3339(end))).unwrap_or_default();
+    let DeployGrant { max_cpu, max_memory, max_containers, .. } = deploy;
+    format!("deploy ({max_cpu} CPU, {max_memory}, {max_containers} containers{until})")
+}

@@ -1,0 +1,203 @@
+//! `peers add|remove|list|show|rename|addresses|allow`: the trust list, by hand.
+
+use clap::{ArgGroup, Args, Subcommand};
+use hyper::Method;
+use peer_proto::control::{AddPeer, ChangePeer, Peer};
+use peer_proto::grant::Grants;
+use peer_proto::id::Name;
+use peer_proto::unit::Span;
+
+use super::client::percent_encoded;
+use super::failure::Failure;
+use super::grants::{GrantArguments, in_words, parse_life};
+use super::moment::{ago, now, rfc3339};
+use super::table::{fields, table};
+use super::{Session, argument_or_stdin, parse_reference};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum PeersCommand {
+    Add(AddArguments),
+    Remove(RemoveArguments),
+    #[command(visible_alias = "ls")]
+    List(ListArguments),
+    Show(ShowArguments),
+    Rename(RenameArguments),
+    Addresses(AddressesArguments),
+    Allow(AllowArguments),
+}
+
+/// Trust a machine by its card
+///
+/// The other side must add this machine's card too. Trust alone allows the peer nothing here: see --allow.
+///
+/// Example: peerctl peers add peercard1.… --allow deploy --max-memory 2g
+#[derive(Debug, Args)]
+pub(super) struct AddArguments {
+    /// Card of the other machine (`peerctl whoami --card` there), or - for standard input
+    card: String,
+    /// Name to give it here, instead of the one that it suggests
+    #[arg(long)]
+    name: Option<Name>,
+    #[command(flatten)]
+    grants: GrantArguments,
+    /// Time until the grant ends, such as 24h or 30d [default: never]
+    #[arg(long, requires = "allow", value_name = "SPAN", value_parser = parse_life)]
+    expires: Option<Span>,
+}
+
+/// Trust a peer no longer; its connections are closed at once
+///
+/// Its deployments here are ended, unless they are to be kept.
+///
+/// Example: peerctl peers remove bob
+#[derive(Debug, Args)]
+pub(super) struct RemoveArguments {
+    /// Name or id
+    #[arg(value_parser = parse_reference)]
+    peer: String,
+    /// Leave its deployments here running
+    #[arg(long)]
+    keep_deployments: bool,
+}
+
+/// List the peers
+///
+/// Example: peerctl peers list --json
+#[derive(Debug, Args)]
+pub(super) struct ListArguments {}
+
+/// Show one peer
+///
+/// Example: peerctl peers show bob
+#[derive(Debug, Args)]
+pub(super) struct ShowArguments {
+    /// Name or id
+    #[arg(value_parser = parse_reference)]
+    peer: String,
+}
+
+/// Give a peer another name here
+///
+/// Example: peerctl peers rename bob robert
+#[derive(Debug, Args)]
+pub(super) struct RenameArguments {
+    /// Name or id
+    #[arg(value_parser = parse_reference)]
+    peer: String,
+    /// New name
+    name: Name,
+}
+
+/// Set the addresses at which a peer is dialled
+///
+/// Example: peerctl peers addresses bob /ip4/192.0.2.7/tcp/4001
+#[derive(Debug, Args)]
+pub(super) struct AddressesArguments {
+    /// Name or id
+    #[arg(value_parser = parse_reference)]
+    peer: String,
+    /// Addresses, replacing the old ones
+    #[arg(required = true, value_name = "ADDRESS")]
+    addresses: Vec<String>,
+}
+
+/// Set what a peer may do on this machine; it acts at once
+///
+/// The new grants replace the old ones whole.
+///
+/// Example: peerctl peers allow bob --allow deploy --max-cpu 2 --max-memory 2g --expires 30d
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("what").args(["allow", "nothing"]).required(true))]
+pub(super) struct AllowArguments {
+    /// Name or id
+    #[arg(value_parser = parse_reference)]
+    peer: String,
+    #[command(flatten)]
+    grants: GrantArguments,
+    /// Time until the grant ends, such as 24h or 30d [default: never]
+    #[arg(long, requires = "allow", value_name = "SPAN", value_parser = parse_life)]
+    expires: Option<Span>,
+    /// Allow it nothing
+    #[arg(long)]
+    nothing: bool,
+}
+
+/// Runs one of the `peers` commands.
+pub(super) async fn run(session: &Session, command: PeersCommand) -> Result<(), Failure> {
+    match command {
+        PeersCommand::Add(arguments) => add(session, arguments).await,
+        PeersCommand::Remove(arguments) => remove(session, &arguments).await,
+        PeersCommand::List(ListArguments {}) => list(session).await,
+        PeersCommand::Show(ShowArguments { peer }) => {
+            let peer: Peer = session.client.get(&path_of(&peer)).await?;
+            session.output.result(&peer, in_full)
+        }
+        PeersCommand::Rename(RenameArguments { peer, name }) => {
+            change(session, &peer, &ChangePeer { name: Some(name), ..ChangePeer::default() }).await
+        }
+        PeersCommand::Addresses(AddressesArguments { peer, addresses }) => {
+            change(session, &peer, &ChangePeer { addresses: Some(addresses), ..ChangePeer::default() }).await
+        }
+        PeersCommand::Allow(AllowArguments { peer, grants, expires, nothing }) => {
+            let grants = if nothing { Grants::default() } else { grants.grants(expires, now()) };
+            change(session, &peer, &ChangePeer { grants: Some(grants), ..ChangePeer::default() }).await
+        }
+    }
+}
+
+async fn add(session: &Session, arguments: AddArguments) -> Result<(), Failure> {
+    let AddArguments { card, name, grants, expires } = arguments;
+    let card = argument_or_stdin(card, "card").await?;
+    let request = AddPeer { card, name, grants: grants.grants(expires, now()) };
+    let peer: Peer = session.client.send(Method::POST, "/v1/peers", &request).await?;
+    session.output.result(&peer, in_full)?;
+    session.output.note("Compare the verification code with the other side; it must be the same on both.");
+    Ok(())
+}
+
+async fn remove(session: &Session, arguments: &RemoveArguments) -> Result<(), Failure> {
+    let path = format!("{}?keep_deployments={}", path_of(&arguments.peer), arguments.keep_deployments);
+    let peer: Peer = session.client.delete(&path).await?;
+    session.output.result(&peer, |peer| format!("{} ({}) is trusted no longer\n", peer.name, peer.peer_id))
+}
+
+async fn list(session: &Session) -> Result<(), Failure> {
+    let peers: Vec<Peer> = session.client.get("/v1/peers").await?;
+    session.output.result(&peers, |peers| {
+        let row = |peer: &Peer| [peer.name.to_string(), peer.peer_id.clone(), connection(peer), in_words(&peer.grants)];
+        table(["NAME", "PEER ID", "CONNECTION", "ALLOWED HERE"], &peers.iter().map(row).collect::<Vec<_>>())
+    })
+}
+
+async fn change(session: &Session, peer: &str, change: &ChangePeer) -> Result<(), Failure> {
+    let peer: Peer = session.client.send(Method::PATCH, &path_of(peer), change).await?;
+    session.output.result(&peer, in_full)
+}
+
+fn path_of(peer: &str) -> String {
+    format!("/v1/peers/{}", percent_encoded(peer))
+}
+
+/// Everything about a peer, for people.
+pub(super) fn in_full(peer: &Peer) -> String {
+    fields(&[
+        ("name", peer.name.to_string()),
+        ("peer id", peer.peer_id.clone()),
+        ("connection", connection(peer)),
+        ("addresses", peer.addresses.join(", ")),
+        ("allowed here", in_words(&peer.grants)),
+        ("verification code", peer.verification_code.clone()),
+        ("added", rfc3339(peer.added_at)),
+    ])
+}
+
+fn connection(peer: &Peer) -> String {
+    match (&peer.connection, &peer.last_error) {
+        (Some(connection), _) => {
+            let trip = connection.round_trip_microseconds.map(|us| format!(", {}.{} ms", us / 1000, us % 1000 / 100));
+            format!("{} for {}{}", connection.address, ago(now(), connection.since), trip.unwrap_or_default())
+        }
+        (None, Some(error)) => format!("none: {error}"),
+        (None, None) => "none".to_owned(),
+    }
+}

@@ -1,0 +1,351 @@
+//! `peerd` as one value: what lives from start to end, and the node that exists once there is an identity.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use peer_proto::code::{Code, Problem};
+use peer_proto::control::{InitReply, InitRequest};
+use peer_proto::id::Name;
+use peer_proto::unit::Timestamp;
+use peer_proto::PeerId;
+use peer_state::audit;
+use peer_state::data_dir::{DataDir, DataDirError};
+use peer_state::database::{Database, DatabaseError};
+use peer_trust::key_file::{self, KeyFileError, MachineIdentity};
+use peer_trust::peers::ListError;
+use peer_trust::trust::Trust;
+use rustix::process::{Resource, getrlimit, setrlimit};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::RwLock;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::api::{self, ServeError};
+use crate::clock;
+use crate::gateways::{self, Gateways};
+use crate::metrics::Metrics;
+use crate::node::{Node, StartError};
+use crate::notices::Notices;
+use crate::requester;
+use crate::settings::{self, Invocation, LogFormat, SettingError, Settings, Task};
+
+/// Exit status for a wrong command line or configuration.
+const USAGE: u8 = 2;
+/// Files that may be open at one time.
+const FILES_MAX: u64 = 4096;
+/// Longest wait for what the program still does at its very end.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why the daemon does not start, or could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The data directory.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// The database.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    /// The trust list.
+    #[error(transparent)]
+    Trust(#[from] ListError),
+    /// The identity.
+    #[error(transparent)]
+    Identity(#[from] KeyFileError),
+    /// The node.
+    #[error(transparent)]
+    Node(#[from] StartError),
+    /// The local interface.
+    #[error(transparent)]
+    Api(#[from] ServeError),
+    /// The operating system.
+    #[error("the program cannot be set up: {0}")]
+    System(#[from] io::Error),
+}
+
+/// Everything that the daemon holds.
+#[derive(Debug)]
+pub struct Daemon {
+    /// The resolved configuration.
+    pub settings: Settings,
+    /// The data directory and its lock.
+    pub data_dir: DataDir,
+    /// The database.
+    pub database: Database,
+    /// The trust list.
+    pub trust: Trust,
+    /// The gateways that this machine serves through.
+    pub gateways: Gateways,
+    /// Events for people and scripts.
+    pub notices: Notices,
+    /// Counters.
+    pub metrics: Metrics,
+    /// When the daemon began.
+    pub started_at: Timestamp,
+    /// Tasks that outlive the request that began them.
+    pub tasks: TaskTracker,
+    /// Ends those tasks.
+    pub cancel: CancellationToken,
+    node: RwLock<Slot>,
+}
+
+/// The place of the node.
+#[derive(Debug)]
+enum Slot {
+    /// There is no identity.
+    Empty,
+    /// There is an identity, and what kept the node from starting with it.
+    Failed(Problem),
+    /// It runs.
+    Running(Arc<Node>),
+    /// The program ends.
+    Closed,
+}
+
+impl Daemon {
+    /// Opens everything durable and, if there is an identity, starts the node. Whatever is damaged stops it here.
+    pub async fn open(settings: Settings) -> Result<Arc<Self>, DaemonError> {
+        let data_dir = DataDir::open(&settings.data_dir)?;
+        let schemas =
+            [audit::SCHEMA, peer_trust::SCHEMA, peer_compute::record::SCHEMA, gateways::SCHEMA, requester::SCHEMA];
+        let database = Database::open(&data_dir.join("peer.db"), &schemas)?;
+        let trust = Trust::open(database.clone())?;
+        let gateways = Gateways::open(database.clone())?;
+        let identity = key_file::load(data_dir.path())?;
+        let started_at = clock::now();
+        let daemon = Arc::new(Self {
+            settings,
+            data_dir,
+            database,
+            trust,
+            gateways,
+            notices: Notices::default(),
+            metrics: Metrics::new(started_at),
+            started_at,
+            tasks: TaskTracker::new(),
+            cancel: CancellationToken::new(),
+            node: RwLock::new(Slot::Empty),
+        });
+        if let Some(identity) = identity {
+            let node = Node::start(&daemon, identity).await?;
+            *daemon.node.write().await = Slot::Running(node);
+        }
+        Ok(daemon)
+    }
+
+    /// The running node.
+    pub async fn node(&self) -> Result<Arc<Node>, Problem> {
+        match &*self.node.read().await {
+            Slot::Running(node) => Ok(node.clone()),
+            Slot::Failed(problem) => Err(problem.clone()),
+            Slot::Closed => Err(Problem::new(Code::ShuttingDown, "the daemon is shutting down")),
+            Slot::Empty => {
+                Err(Problem::new(Code::NoIdentity, "this machine has no identity yet; make one with `peerctl init`"))
+            }
+        }
+    }
+
+    /// Makes an identity and starts the node with it. With `force` the former identity's node ends first.
+    pub async fn init(self: &Arc<Self>, request: InitRequest) -> Result<InitReply, Problem> {
+        let mut slot = self.node.write().await;
+        if matches!(*slot, Slot::Closed) {
+            return Err(Problem::new(Code::ShuttingDown, "the daemon is shutting down"));
+        }
+        let name = request.name.unwrap_or_else(host_name);
+        let now = clock::now();
+        let created = key_file::create(self.data_dir.path(), name, request.force, now).map_err(|error| key_problem(&error))?;
+        let peer = created.identity.key.peer_id();
+        self.audit_identity(peer, now).await;
+        if let Slot::Running(former) = &*slot {
+            former.shutdown().await;
+        }
+        let reply = InitReply {
+            peer_id: peer.to_string(),
+            name: created.identity.name.clone(),
+            recovery_phrase: String::clone(&created.recovery_phrase),
+            backup: created.backup.map(|path| path.display().to_string()),
+        };
+        // The phrase is shown once: a node that does not start must not keep it from being shown.
+        *slot = self.started(created.identity).await;
+        Ok(reply)
+    }
+
+    async fn started(self: &Arc<Self>, identity: MachineIdentity) -> Slot {
+        match Node::start(self, identity).await {
+            Ok(node) => Slot::Running(node),
+            Err(error) => {
+                tracing::error!(%error, "the node does not start");
+                let message = format!("the identity is there, but the node does not start: {error}; start peerd again");
+                Slot::Failed(Problem::new(Code::Internal, message))
+            }
+        }
+    }
+
+    async fn audit_identity(&self, peer: PeerId, now: Timestamp) {
+        let (actor, action) = ("local".to_owned(), "identity made".to_owned());
+        let entry = audit::Entry { at: now, actor, action, outcome: audit::Outcome::Allowed, detail: peer.to_string() };
+        if let Err(error) = self.database.write(move |tx| audit::append(tx, &entry)).await {
+            tracing::error!(%error, "a new identity could not be audited");
+        }
+    }
+
+    /// Ends the node in order. Containers are left running.
+    pub async fn shutdown(&self) {
+        self.cancel.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(LEAVE_TIMEOUT, self.tasks.wait()).await.is_err() {
+            tracing::warn!(tasks = self.tasks.len(), "some requests did not end in time");
+        }
+        let slot = std::mem::replace(&mut *self.node.write().await, Slot::Closed);
+        if let Slot::Running(node) = slot {
+            node.shutdown().await;
+        }
+    }
+
+    /// What a peer is called here: its name, or else its PeerId.
+    pub fn name_of(&self, peer: &PeerId) -> String {
+        match self.trust.snapshot().peers.get(peer) {
+            Some(record) => format!("'{}'", record.name),
+            None => peer.to_string(),
+        }
+    }
+}
+
+/// The host's name as far as it can be a name of ours.
+fn host_name() -> Name {
+    let system = rustix::system::uname();
+    let host = system.nodename().to_string_lossy().to_ascii_lowercase();
+    let allowed = |c: &char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_' | '.');
+    let cut: String = host.chars().filter(allowed).take(63).collect();
+    let name = cut.trim_start_matches(|c: char| !c.is_ascii_alphanumeric());
+    name.parse().unwrap_or_else(|_| "peer".parse().expect("a valid name"))
+}
+
+fn key_problem(error: &KeyFileError) -> Problem {
+    let code = match error {
+        KeyFileError::Exists(_) => Code::IdentityExists,
+        KeyFileError::File(_) | KeyFileError::Damaged(_) | KeyFileError::Exposed { .. } => Code::FileFailed,
+    };
+    Problem::new(code, error.to_string())
+}
+
+/// The whole program `peerd`.
+pub fn main() -> ExitCode {
+    let environment = |name: &str| std::env::var(name).ok();
+    let invocation = match settings::parse(std::env::args_os(), &environment) {
+        Ok(invocation) => invocation,
+        Err(settings::UsageError(error)) => {
+            drop(error.print());
+            return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
+        }
+    };
+    match invocation {
+        Invocation { task: Task::CheckConfiguration { json }, settings } => check(json, &settings),
+        Invocation { task: Task::Run, settings: Ok(settings) } => match run(settings) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                say(io::stderr(), &format!("peerd: {error}"));
+                ExitCode::FAILURE
+            }
+        },
+        Invocation { task: Task::Run, settings: Err(errors) } => complain(&errors),
+    }
+}
+
+/// Writes a line; a reader that is gone is no failure of ours.
+fn say(mut to: impl Write, line: &str) {
+    drop(writeln!(to, "{line}"));
+}
+
+fn complain(errors: &[SettingError]) -> ExitCode {
+    for error in errors {
+        say(io::stderr(), &format!("peerd: {error}"));
+    }
+    ExitCode::from(USAGE)
+}
+
+fn check(json: bool, settings: &Result<Settings, Vec<SettingError>>) -> ExitCode {
+    match settings {
+        Ok(settings) if json => {
+            say(io::stdout(), &serde_json::to_string_pretty(settings.explain()).expect("texts are always JSON"));
+            ExitCode::SUCCESS
+        }
+        Ok(settings) => {
+            let width = settings.explain().iter().map(|setting| setting.key.len()).max().unwrap_or(0);
+            for setting in settings.explain() {
+                say(io::stdout(), &format!("{:width$}  {}  ({})", setting.key, setting.value, setting.source));
+            }
+            ExitCode::SUCCESS
+        }
+        Err(errors) if json => {
+            let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
+            say(io::stdout(), &serde_json::json!({ "errors": errors }).to_string());
+            ExitCode::from(USAGE)
+        }
+        Err(errors) => complain(errors),
+    }
+}
+
+fn run(settings: Settings) -> Result<(), DaemonError> {
+    log(&settings);
+    raise_file_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(serve(settings));
+    runtime.shutdown_timeout(LEAVE_TIMEOUT);
+    result
+}
+
+/// Connections, visits and containers take file descriptors; the usual limit of 1,024 is soon reached.
+fn raise_file_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.map_or(FILES_MAX, |maximum| maximum.min(FILES_MAX));
+    if limit.current.is_some_and(|current| current < wanted) {
+        limit.current = Some(wanted);
+        if let Err(error) = setrlimit(Resource::Nofile, limit) {
+            tracing::warn!(%error, "the limit of open files could not be raised");
+        }
+    }
+}
+
+fn log(settings: &Settings) {
+    let filter = tracing_subscriber::EnvFilter::new(&settings.log);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let set = match settings.log_format {
+        LogFormat::Text => builder.with_ansi(rustix::termios::isatty(io::stderr())).try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+    if let Err(error) = set {
+        say(io::stderr(), &format!("peerd: the log cannot be set up: {error}"));
+    }
+}
+
+async fn serve(settings: Settings) -> Result<(), DaemonError> {
+    // Caught from the beginning: a signal during the start ends the program in order too.
+    let mut ends = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
+    let daemon = Daemon::open(settings).await?;
+    let api = match api::serve(&daemon).await {
+        Ok(api) => api,
+        Err(error) => {
+            daemon.shutdown().await;
+            return Err(error.into());
+        }
+    };
+    match daemon.node().await {
+        Ok(node) => tracing::info!(peer = %node.identity.key.peer_id(), socket = %daemon.settings.socket.display(), "peerd serves"),
+        Err(problem) => tracing::info!(socket = %daemon.settings.socket.display(), %problem, "peerd serves"),
+    }
+    ended(&mut ends).await;
+    tracing::info!("peerd ends; containers go on running");
+    api.shutdown().await;
+    daemon.shutdown().await;
+    Ok(())
+}
+
+async fn ended(ends: &mut [Signal; 2]) {
+    let [terminate, interrupt] = ends;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}

@@ -1,0 +1,49 @@
+//! The provider's door: every stream that a peer opens comes through here, and goes to trust before it goes to a room.
+
+mod control;
+mod streams;
+
+use std::sync::Arc;
+
+use peer_net::{InboundStream, Incoming};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::daemon::Daemon;
+use crate::node::Node;
+use crate::{introduction, protocols};
+
+pub(crate) use streams::{CONNECT_DEADLINE, join_streams};
+
+/// Serves inbound streams until the network ends or `cancel` says so. Each stream has a task of its own.
+pub async fn serve(
+    daemon: Arc<Daemon>,
+    node: Arc<Node>,
+    mut incoming: Incoming,
+    tasks: TaskTracker,
+    cancel: CancellationToken,
+) {
+    while let Some(Some(inbound)) = cancel.run_until_cancelled(incoming.next()).await {
+        let (daemon, node) = (daemon.clone(), node.clone());
+        tasks.spawn(cancel.clone().run_until_cancelled_owned(async move {
+            one(&daemon, &node, inbound).await;
+        }));
+    }
+}
+
+async fn one(daemon: &Arc<Daemon>, node: &Arc<Node>, inbound: InboundStream) {
+    let (peer, name) = (inbound.peer, inbound.protocol.name());
+    let served = match inbound.protocol {
+        protocols::CONTROL => control::serve(daemon, node, inbound).await,
+        protocols::LAYERS => streams::layer(daemon, node, inbound).await,
+        protocols::LOGS => streams::logs(daemon, node, inbound).await,
+        protocols::FORWARD => streams::forward(daemon, node, inbound).await,
+        protocols::TUNNEL => node.ingress.visit(inbound).await,
+        protocols::JOIN => introduction::serve(daemon, node, inbound).await,
+        // The gate offers no other.
+        _ => Ok(()),
+    };
+    if let Err(error) = served {
+        tracing::debug!(%peer, protocol = name, %error, "stream ended early");
+    }
+}

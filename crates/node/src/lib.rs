@@ -1,0 +1,23 @@
+//! Wires the rooms together, serves the local interface, and speaks to people.
+//!
+//! `peerd` is [`daemon::Daemon`]; `peerctl` is [`cli`]. Requests go down: local interface or peer stream, then `dispatch`,
+//! then trust, then a room, then the engine. Facts come back up the same stream.
+
+pub mod api;
+pub mod card;
+pub mod cli;
+pub mod clock;
+pub mod daemon;
+pub mod dispatch;
+pub mod refusals;
+pub mod health;
+pub mod gateways;
+pub mod ingress;
+pub mod introduction;
+pub mod metrics;
+pub mod node;
+pub mod notices;
+pub mod policy;
+pub mod protocols;
+pub mod requester;
+pub mod settings;

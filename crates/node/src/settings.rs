@@ -1,0 +1,157 @@
+//! The daemon's configuration: one TOML file, every key of which a flag or an environment variable may override.
+//!
+//! A flag goes before the environment, that before the file, and that before the default. All that is wrong is reported
+//! at once, each with its key and its source, and nothing is started then.
+
+mod command_line;
+mod keys;
+mod values;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use peer_compute::ledger::Offer;
+use peer_net::{Limits, Multiaddr};
+use peer_proto::control::Setting;
+use peer_proto::unit::ByteSize;
+
+pub use command_line::{Invocation, Task, UsageError, parse};
+pub(crate) use values::peer_address;
+
+/// Where the file is if nobody says otherwise.
+pub const DEFAULT_FILE: &str = "/etc/peer-compute/peerd.toml";
+/// Largest configuration file that is read (bytes).
+const FILE_MAX: u64 = 256 * 1024;
+
+/// Where a value comes from, weakest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// Nobody set it.
+    Default,
+    /// The configuration file.
+    File,
+    /// An environment variable.
+    Environment,
+    /// A flag on the command line.
+    Flag,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Default => "default",
+            Self::File => "file",
+            Self::Environment => "environment",
+            Self::Flag => "flag",
+        })
+    }
+}
+
+/// One thing that is wrong with the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SettingError {
+    /// The file cannot be read.
+    #[error("the configuration file {0} cannot be read: {1}")]
+    File(String, String),
+    /// The file is not TOML.
+    #[error("the configuration file {0} is not valid TOML: {1}")]
+    Syntax(String, String),
+    /// There is no such key.
+    #[error("unknown key '{0}' in {1}; `peerd config check` lists the keys that there are")]
+    UnknownKey(String, String),
+    /// A value is not what it should be.
+    #[error("{key} ({from}): {reason}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// Where its value comes from.
+        from: Source,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// How the daemon writes its log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The resolved configuration.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where everything durable is.
+    pub data_dir: PathBuf,
+    /// Socket of the local interface.
+    pub socket: PathBuf,
+    /// The user (uid) who may use it beside root.
+    pub socket_owner: u32,
+    /// Where peers connect to.
+    pub listen: Vec<Multiaddr>,
+    /// Addresses to name on the card instead of those that are listened on.
+    pub announce: Vec<Multiaddr>,
+    /// Socket of the container engine; absent if this machine runs nobody's containers.
+    pub engine_socket: Option<PathBuf>,
+    /// What all peers together may use of this machine.
+    pub offer: Offer,
+    /// Largest image accepted (bytes, unpacked).
+    pub image_size_max: ByteSize,
+    /// Loopback address at which metrics are served beside the local interface.
+    pub metrics_listen: Option<SocketAddr>,
+    /// What is logged, as a filter of `tracing`.
+    pub log: String,
+    /// How it is logged.
+    pub log_format: LogFormat,
+    /// Bounds on connections and handshakes.
+    pub limits: Limits,
+    explained: Vec<Setting>,
+}
+
+impl Settings {
+    /// Every key with its value and where that comes from.
+    pub fn explain(&self) -> &[Setting] {
+        &self.explained
+    }
+}
+
+/// What was set, by key, before it is parsed.
+pub(crate) type Given = BTreeMap<&'static str, (Vec<String>, Source)>;
+
+/// Resolves the configuration. `flags` holds what the command line says, `environment` looks up a variable, and `file`
+/// is the file's name and content, if there is one.
+pub fn resolve(
+    flags: &BTreeMap<&'static str, Vec<String>>,
+    environment: &dyn Fn(&str) -> Option<String>,
+    file: Option<(&str, &str)>,
+) -> Result<Settings, Vec<SettingError>> {
+    let mut errors = Vec::new();
+    let mut given = Given::new();
+    if let Some((name, content)) = file {
+        values::read_file(name, content, &mut given, &mut errors);
+    }
+    for key in keys::KEYS {
+        if let Some(value) = environment(&key.variable()) {
+            given.insert(key.name, (key.split(&value), Source::Environment));
+        }
+        if let Some(texts) = flags.get(key.name) {
+            let texts = texts.iter().flat_map(|text| key.split(text)).collect();
+            given.insert(key.name, (texts, Source::Flag));
+        }
+    }
+    let mut reader = values::Reader::new(given, environment, errors);
+    let settings = reader.settings();
+    let (explained, errors) = reader.finish();
+    match settings {
+        Some(settings) if errors.is_empty() => Ok(Settings { explained, ..settings }),
+        _ => Err(errors),
+    }
+}
+
+#[cfg(test)]
+#[path = "settings_tests.rs"]
+mod tests;

@@ -1,0 +1,69 @@
+//! The keys: their names, what they mean, and how they are called as flags and variables.
+
+/// One key of the configuration.
+#[derive(Debug)]
+pub(super) struct Key {
+    /// As in the file; the flag has hyphens instead.
+    pub(super) name: &'static str,
+    /// What the flag's help calls its value.
+    pub(super) value: &'static str,
+    /// What it means.
+    pub(super) help: &'static str,
+    /// Whether it takes several values: an array in the file, separated by commas elsewhere.
+    pub(super) list: bool,
+}
+
+impl Key {
+    /// The environment variable.
+    pub(super) fn variable(&self) -> String {
+        format!("PEER_{}", self.name.to_ascii_uppercase())
+    }
+
+    /// The flag without its leading hyphens.
+    pub(super) fn flag(&self) -> String {
+        self.name.replace('_', "-")
+    }
+
+    /// The values in a text of a flag or a variable.
+    pub(super) fn split(&self, text: &str) -> Vec<String> {
+        if !self.list {
+            return vec![text.to_owned()];
+        }
+        text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
+    }
+}
+
+const fn one(name: &'static str, value: &'static str, help: &'static str) -> Key {
+    Key { name, value, help, list: false }
+}
+
+const fn list(name: &'static str, value: &'static str, help: &'static str) -> Key {
+    Key { name, value, help, list: true }
+}
+
+/// Every key, in the order in which they are explained.
+pub(super) const KEYS: &[Key] = &[
+    one("data_dir", "PATH", "Directory of everything durable: key, database, arriving layers"),
+    one("socket", "PATH", "Unix socket of the local interface, in a directory of its own"),
+    one("socket_owner", "USER", "User (name or uid) who may use the local interface beside root"),
+    list("listen", "ADDRESS", "Addresses to listen on for peers, such as /ip4/0.0.0.0/tcp/4100"),
+    list("announce", "ADDRESS", "Addresses that the card names instead of those listened on"),
+    one("engine", "KIND", "Container engine: docker, or none to run nobody's containers"),
+    one("engine_socket", "PATH", "Unix socket of the container engine"),
+    one("offer_cpu", "CPU", "Processors that all peers together may use, such as 1.5"),
+    one("offer_memory", "SIZE", "Memory that all peers together may use, such as 4g"),
+    one("offer_containers", "NUMBER", "Deployments that all peers together may hold"),
+    one("image_size_max", "SIZE", "Largest image accepted, unpacked"),
+    one("metrics_listen", "HOST:PORT", "Loopback address to serve metrics on as well"),
+    one("log", "FILTER", "What is logged, such as info or peer_node=debug,warn"),
+    one("log_format", "FORMAT", "text or json"),
+    one("max_connections", "NUMBER", "Established connections, over all peers"),
+    one("max_connections_per_peer", "NUMBER", "Established connections with one peer"),
+    one("max_handshakes", "NUMBER", "Inbound handshakes in progress, over all addresses"),
+    one("max_handshakes_per_address", "NUMBER", "Inbound handshakes in progress from one address"),
+];
+
+/// The key of this name.
+pub(super) fn find(name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.name == name)
+}

@@ -1,0 +1,9 @@
+//! The whole product through its public programs: real daemons, real sockets, a real container engine.
+//!
+//! Attack tests are named by the threat that they stand for (`docs/threat-model.md`); a name that begins with `alone_` runs
+//! with no other test beside it. One machine's loopback serves all machines of a test.
+
+#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a failing step is a failing test, and says why")]
+
+mod main_job;
+mod world;

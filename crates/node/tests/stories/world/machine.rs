@@ -1,0 +1,348 @@
+//! One `peerd` with its directories, and `peerctl` that speaks to it.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use peer_state::rusqlite::Connection;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{docker_try, eventually, free_port};
+
+/// Longest run of one `peerctl`.
+const COMMAND_MAX: Duration = Duration::from_secs(120);
+
+/// How a program ended, and what it printed.
+#[derive(Debug)]
+pub(crate) struct Output {
+    pub(crate) status: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Output {
+    /// Runs a program to its end.
+    pub(crate) fn of(command: &mut Command) -> Self {
+        Running::start(command).end()
+    }
+
+    pub(crate) fn success(self) -> Self {
+        assert_eq!(self.status, 0, "it failed: {}{}", self.stdout, self.stderr);
+        self
+    }
+
+    /// Asserts that it failed with this stable code and exit status, and gives the sentence.
+    #[track_caller]
+    pub(crate) fn refused(self, code: &str, status: i32) -> String {
+        assert!(self.stderr.contains(&format!("code: {code}\n")), "not {code}: {self:?}");
+        assert_eq!(self.status, status, "{self:?}");
+        self.stderr
+    }
+
+    /// The stable code that it failed with; empty if it did not.
+    pub(crate) fn code(&self) -> &str {
+        self.stderr.lines().find_map(|line| line.strip_prefix("code: ")).unwrap_or_default()
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("not JSON ({error}): {self:?}"))
+    }
+
+    /// Every line as JSON.
+    pub(crate) fn lines(&self) -> Vec<Value> {
+        self.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+/// A program under way, whose output is collected.
+pub(crate) struct Running {
+    child: Child,
+    outputs: [PathBuf; 2],
+    _directory: TempDir,
+}
+
+impl Running {
+    pub(crate) fn start(command: &mut Command) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let outputs = ["stdout", "stderr"].map(|name| directory.path().join(name));
+        command.stdin(Stdio::null());
+        command.stdout(File::create(&outputs[0]).unwrap()).stderr(File::create(&outputs[1]).unwrap());
+        let child = command.spawn().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
+        Self { child, outputs, _directory: directory }
+    }
+
+    /// What it has printed so far on standard output.
+    pub(crate) fn stdout(&self) -> String {
+        read(&self.outputs[0])
+    }
+
+    pub(crate) fn stderr(&self) -> String {
+        read(&self.outputs[1])
+    }
+
+    pub(crate) fn is_over(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
+        kill_process(pid, signal).unwrap();
+    }
+
+    /// Waits for its end. One that does not end is a fault.
+    pub(crate) fn end(mut self) -> Output {
+        let end = Instant::now() + COMMAND_MAX;
+        let status = loop {
+            match self.child.try_wait().unwrap() {
+                Some(status) => break status,
+                None if Instant::now() > end => panic!("it does not end: {}{}", self.stdout(), self.stderr()),
+                None => std::thread::sleep(Duration::from_millis(5)),
+            }
+        };
+        Output { status: status.code().unwrap_or(-1), stdout: self.stdout(), stderr: self.stderr() }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+fn read(path: &Path) -> String {
+    let mut bytes = Vec::new();
+    File::open(path).unwrap().read_to_end(&mut bytes).unwrap();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// A machine. Its containers and the images that it brought are removed from the shared engine with it.
+pub(crate) struct Machine {
+    pub(crate) name: String,
+    pub(crate) peer_id: String,
+    /// Address at which others reach it.
+    pub(crate) address: String,
+    root: TempDir,
+    arguments: Vec<String>,
+    daemon: Option<Running>,
+    has_engine: bool,
+}
+
+impl Machine {
+    /// A machine with an identity and the shared engine.
+    pub(crate) fn start(name: &str) -> Self {
+        Self::with(name, &[])
+    }
+
+    /// A machine with an identity that runs nobody's containers.
+    pub(crate) fn without_engine(name: &str) -> Self {
+        Self::with(name, &["--engine", "none"])
+    }
+
+    /// A machine with an identity; these flags are `peerd`'s.
+    pub(crate) fn with(name: &str, flags: &[&str]) -> Self {
+        let mut machine = Self::bare(name, flags);
+        machine.init();
+        machine
+    }
+
+    /// A machine without an identity.
+    pub(crate) fn bare(name: &str, flags: &[&str]) -> Self {
+        let mut machine = Self::prepared(name, flags);
+        machine.up();
+        machine
+    }
+
+    /// A machine whose daemon has not been started.
+    pub(crate) fn prepared(name: &str, flags: &[&str]) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let address = format!("/ip4/127.0.0.1/tcp/{}", free_port());
+        let (data, socket) = (root.path().join("data"), root.path().join("run/peerd.sock"));
+        let mut arguments = vec!["--listen".into(), address.clone(), "--log".into(), "info".into()];
+        arguments.extend(["--data-dir".into(), data.display().to_string()]);
+        arguments.extend(["--socket".into(), socket.display().to_string()]);
+        arguments.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        let has_engine = !flags.contains(&"none");
+        let (name, peer_id) = (name.to_owned(), String::new());
+        Self { name, peer_id, address, root, arguments, daemon: None, has_engine }
+    }
+
+    pub(crate) fn init(&mut self) {
+        let reply = self.json(&["init", "--name", &self.name.clone()]);
+        reply["peer_id"].as_str().unwrap().clone_into(&mut self.peer_id);
+    }
+
+    pub(crate) fn data(&self) -> PathBuf {
+        self.root.path().join("data")
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.root.path().join("run/peerd.sock")
+    }
+
+    /// Starts the daemon, without waiting for it.
+    pub(crate) fn launch(&self) -> Running {
+        Running::start(Command::new(env!("CARGO_BIN_EXE_peerd")).args(&self.arguments))
+    }
+
+    /// Starts the daemon and waits until it answers.
+    pub(crate) fn up(&mut self) {
+        assert!(self.daemon.is_none(), "it runs already");
+        self.daemon = Some(self.launch());
+        eventually("the daemon answers", || {
+            let daemon = self.daemon.as_mut().unwrap();
+            assert!(!daemon.is_over(), "peerd ended: {}", daemon.stderr());
+            (self.try_ctl(&["status"]).status == 0).then_some(())
+        });
+    }
+
+    /// Ends the daemon as a power cut would.
+    pub(crate) fn kill(&mut self) {
+        self.daemon = None;
+    }
+
+    /// Asks the daemon to end, and waits until it has.
+    pub(crate) fn stop(&mut self) -> Output {
+        let daemon = self.daemon.take().expect("it runs");
+        daemon.signal(Signal::TERM);
+        daemon.end()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.daemon.as_ref().expect("it runs").signal(signal);
+    }
+
+    /// Process id of the daemon.
+    pub(crate) fn pid(&self) -> u32 {
+        self.daemon.as_ref().expect("it runs").child.id()
+    }
+
+    /// What the daemon has logged in this run.
+    pub(crate) fn log(&self) -> String {
+        self.daemon.as_ref().map(Running::stderr).unwrap_or_default()
+    }
+
+    /// Changes a flag of the daemon for its next start.
+    pub(crate) fn set_flag(&mut self, flag: &str, value: &str) {
+        self.arguments.extend([flag.to_owned(), value.to_owned()]);
+    }
+
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_peerctl"));
+        command.args(arguments).env("PEER_SOCKET", self.socket()).env_remove("XDG_RUNTIME_DIR");
+        command
+    }
+
+    /// Runs `peerctl` to its end.
+    pub(crate) fn try_ctl(&self, arguments: &[&str]) -> Output {
+        Output::of(&mut self.command(arguments))
+    }
+
+    /// Runs `peerctl`, which must succeed.
+    #[track_caller]
+    pub(crate) fn ctl(&self, arguments: &[&str]) -> Output {
+        let output = self.try_ctl(arguments);
+        assert_eq!(output.status, 0, "peerctl {arguments:?} on {}: {output:?}\n{}", self.name, self.log());
+        output
+    }
+
+    /// Runs `peerctl --json`, which must succeed.
+    #[track_caller]
+    pub(crate) fn json(&self, arguments: &[&str]) -> Value {
+        // The flag stands first, because what follows a deployment's command belongs to the container.
+        self.ctl(&[&["--json"], arguments].concat()).json()
+    }
+
+    /// Starts `peerctl` in the background.
+    pub(crate) fn begin(&self, arguments: &[&str]) -> Running {
+        Running::start(&mut self.command(arguments))
+    }
+
+    /// Makes this machine and `host` trust each other; this one may deploy there within these limits.
+    pub(crate) fn join(&self, host: &Machine, limits: &[&str]) {
+        let ticket = host.json(&[&["invite", "--allow", "deploy"], limits].concat());
+        self.ctl(&["join", ticket["ticket"].as_str().unwrap()]);
+    }
+
+    /// Deploys an archive, waits until it runs, and gives its id.
+    #[track_caller]
+    pub(crate) fn deploy_to(&self, peer: &str, archive: &str, name: &str, flags: &[&str]) -> String {
+        let arguments = [&["deploy", archive, "--peer", peer, "--name", name], flags].concat();
+        let deployed = self.json(&arguments);
+        assert_eq!(deployed["state"], "running", "{deployed}");
+        deployed["id"].as_str().unwrap().to_owned()
+    }
+
+    /// The state of a deployment of ours.
+    pub(crate) fn state(&self, name: &str) -> String {
+        self.json(&["status", name])["state"].as_str().unwrap().to_owned()
+    }
+
+    pub(crate) fn wait_for_state(&self, name: &str, state: &str) -> Value {
+        eventually(&format!("{name} is {state}"), || {
+            let status = self.try_ctl(&["status", name, "--json"]);
+            (status.status == 0).then(|| status.json()).filter(|status| status["state"] == state)
+        })
+    }
+
+    /// The audit log, oldest line first.
+    pub(crate) fn audit(&self) -> Vec<Value> {
+        self.json(&["audit", "--limit", "1000"]).as_array().unwrap().clone()
+    }
+
+    /// Whether the audit log holds a refusal that answers this threat.
+    pub(crate) fn has_audited(&self, threat: &str) -> bool {
+        self.audit().iter().any(|line| line["outcome"] == "refused" && line["threat"] == threat)
+    }
+
+    /// The database, while the daemon is down.
+    pub(crate) fn database(&self) -> Connection {
+        Connection::open(self.data().join("peer.db")).unwrap()
+    }
+
+    /// Names of the containers that it has in the engine, running or not.
+    pub(crate) fn containers(&self) -> Vec<String> {
+        self.containers_with(&["--all"])
+    }
+
+    pub(crate) fn containers_with(&self, flags: &[&str]) -> Vec<String> {
+        if self.peer_id.is_empty() {
+            return Vec::new();
+        }
+        let filter = format!("label=peer-compute.node={}", self.peer_id);
+        let listed = docker_try(&[&["ps", "--no-trunc", "--format", "{{.ID}}", "--filter", &filter], flags].concat());
+        listed.stdout.lines().map(str::to_owned).collect()
+    }
+
+    fn brought_images(&self) -> Vec<String> {
+        let Ok(database) = Connection::open(self.data().join("peer.db")) else { return Vec::new() };
+        let Ok(mut statement) = database.prepare("SELECT lower(hex(digest)) FROM image") else { return Vec::new() };
+        let rows = statement.query_map([], |row| row.get::<_, String>(0));
+        rows.map(|rows| rows.flatten().collect()).unwrap_or_default()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if std::thread::panicking() && self.daemon.is_some() {
+            let log = self.log();
+            let skipped = log.lines().count().saturating_sub(60);
+            let last: Vec<_> = log.lines().skip(skipped).collect();
+            eprintln!("---- last lines of {}'s log\n{}", self.name, last.join("\n"));
+        }
+        self.kill();
+        if !self.has_engine {
+            return;
+        }
+        for container in self.containers() {
+            docker_try(&["rm", "--force", &container]);
+        }
+        for image in self.brought_images() {
+            docker_try(&["rmi", "--force", &format!("sha256:{image}")]);
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! A peer that has a machine's key and speaks the protocols itself, so that it can send what no daemon of ours would.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use peer_net::exchange::{Deadline, read_frame, read_frame_bytes, write_frame};
+use peer_net::{Admission, Incoming, Network, Options, Policy, Protocol, Protocols, Role, Stream, Traffic};
+use peer_node::protocols;
+use peer_proto::PeerId;
+use peer_proto::code::Code;
+use peer_proto::deploy::{Event, LayerHeader, LayerReply, Refusal, Request};
+use peer_proto::envelope::{self, Outgoing, open_reply, seal};
+use peer_proto::frame::CONTROL_FRAME_MAX;
+use peer_proto::id::{Digest, RequestHash, RequestId};
+use peer_proto::identity::Identity;
+use peer_proto::query::{Answer, Call, Hello, Query};
+use peer_proto::unit::Timestamp;
+use peer_trust::key_file;
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+
+use super::machine::Machine;
+
+const FRAME_MAX: Duration = Duration::from_secs(30);
+
+/// The peer and its open connections.
+pub(crate) struct Wire {
+    pub(crate) identity: Identity,
+    runtime: Runtime,
+    network: Network,
+    _incoming: Incoming,
+    _policy: watch::Sender<Arc<Policy>>,
+}
+
+impl Wire {
+    /// Speaks with the key of `machine`, whose daemon must be down, to these others.
+    pub(crate) fn of(machine: &Machine, others: &[&Machine]) -> Self {
+        Self::with(key_file::load(&machine.data()).unwrap().unwrap().key, others)
+    }
+
+    /// Speaks with any key.
+    pub(crate) fn with(identity: Identity, others: &[&Machine]) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let admitted = others.iter().map(|other| {
+            let admission = Admission { role: Role::Peer, addresses: vec![other.address.parse().unwrap()] };
+            (id_of(other), admission)
+        });
+        let policy = watch::Sender::new(Arc::new(Policy { admitted: admitted.collect() }));
+        let start = Network::start(identity.to_keypair(), Options::default(), policy.subscribe(), Protocols::none());
+        let (network, incoming) = runtime.block_on(start).unwrap();
+        Self { identity, runtime, network, _incoming: incoming, _policy: policy }
+    }
+
+    /// Opens a stream; the text says why not.
+    pub(crate) fn open(&self, to: &Machine, protocol: Protocol) -> Result<Stream, String> {
+        let opened = self.runtime.block_on(self.network.open(id_of(to), protocol, Traffic::Control));
+        opened.map_err(|error| error.to_string())
+    }
+
+    /// Opens a control stream, with the provider's greeting.
+    pub(crate) fn greet(&self, to: &Machine) -> (Stream, Hello) {
+        let mut stream = self.open(to, protocols::CONTROL).unwrap();
+        let read = read_frame(&mut stream, CONTROL_FRAME_MAX, Deadline::after(FRAME_MAX));
+        let hello = self.runtime.block_on(read).unwrap();
+        (stream, hello)
+    }
+
+    /// Signs a request for the provider's present run, issued so many milliseconds from now.
+    pub(crate) fn seal(&self, to: &Machine, request: Request, shift: i64) -> Outgoing {
+        let (_, hello) = self.greet(to);
+        let now = Timestamp(peer_node::clock::now().0.checked_add_signed(shift).unwrap());
+        seal(&self.identity, id_of(to), hello.incarnation, RequestId::random(), now, request)
+    }
+
+    /// Sends the bytes of an envelope and gives the whole answer, each line of which must be the provider's.
+    pub(crate) fn send(&self, to: &Machine, bytes: &[u8]) -> Vec<Event> {
+        self.begin(to, bytes).rest()
+    }
+
+    /// Sends the bytes of an envelope; the answer is read later.
+    pub(crate) fn begin(&self, to: &Machine, bytes: &[u8]) -> Pending<'_> {
+        let (mut stream, _) = self.greet(to);
+        let call = Call::Signed(bytes.to_vec());
+        let write = write_frame(&mut stream, &call, CONTROL_FRAME_MAX, Deadline::after(FRAME_MAX));
+        self.runtime.block_on(write).unwrap();
+        // Bytes that are no envelope are not answered.
+        let hash = envelope::hash_of_bytes(bytes).unwrap_or(RequestHash([0; 32]));
+        Pending { wire: self, stream, provider: id_of(to), hash, sequence: 0 }
+    }
+
+    /// The refusal that the bytes of an envelope meet.
+    pub(crate) fn refused(&self, to: &Machine, bytes: &[u8]) -> Refusal {
+        match self.send(to, bytes).pop() {
+            Some(Event::Failed(refusal)) => refusal,
+            other => panic!("it was not refused: {other:?}"),
+        }
+    }
+
+    /// The code of the refusal, or none if the provider hung up without a word.
+    pub(crate) fn outcome(&self, to: &Machine, bytes: &[u8]) -> Option<Code> {
+        match self.send(to, bytes).pop() {
+            Some(Event::Failed(refusal)) => Some(refusal.problem.code),
+            None => None,
+            Some(other) => panic!("it was not refused: {other:?}"),
+        }
+    }
+
+    /// Asks for something that changes nothing.
+    pub(crate) fn query(&self, to: &Machine, query: Query) -> Answer {
+        let (mut stream, _) = self.greet(to);
+        self.runtime.block_on(async {
+            let deadline = Deadline::after(FRAME_MAX);
+            write_frame(&mut stream, &Call::Query(query), CONTROL_FRAME_MAX, deadline).await.unwrap();
+            read_frame(&mut stream, CONTROL_FRAME_MAX, deadline).await.unwrap()
+        })
+    }
+
+    /// Sends one frame and reads one, on a stream of any protocol.
+    pub(crate) fn exchange<T, A>(&self, to: &Machine, protocol: Protocol, frame: &T) -> Result<A, String>
+    where
+        T: minicbor::Encode<()>,
+        A: minicbor::Encode<()> + for<'b> minicbor::Decode<'b, ()>,
+    {
+        let mut stream = self.open(to, protocol)?;
+        self.runtime.block_on(async {
+            let deadline = Deadline::after(FRAME_MAX);
+            write_frame(&mut stream, frame, CONTROL_FRAME_MAX, deadline).await.map_err(|error| error.to_string())?;
+            read_frame(&mut stream, CONTROL_FRAME_MAX, deadline).await.map_err(|error| error.to_string())
+        })
+    }
+
+    /// Sends a layer's bytes and gives the verdict.
+    pub(crate) fn layer(&self, to: &Machine, request: RequestHash, layer: Digest, bytes: &[u8]) -> LayerReply {
+        let mut stream = self.open(to, protocols::LAYERS).unwrap();
+        self.runtime.block_on(async {
+            use futures::AsyncWriteExt;
+            let deadline = Deadline::after(FRAME_MAX);
+            write_frame(&mut stream, &LayerHeader { request, layer }, CONTROL_FRAME_MAX, deadline).await.unwrap();
+            let first: LayerReply = read_frame(&mut stream, CONTROL_FRAME_MAX, deadline).await.unwrap();
+            let LayerReply::From(offset) = first else { return first };
+            stream.write_all(&bytes[usize::try_from(offset).unwrap()..]).await.unwrap();
+            stream.flush().await.unwrap();
+            read_frame(&mut stream, CONTROL_FRAME_MAX, deadline).await.unwrap()
+        })
+    }
+}
+
+/// An answer under way.
+pub(crate) struct Pending<'a> {
+    wire: &'a Wire,
+    stream: Stream,
+    provider: PeerId,
+    pub(crate) hash: RequestHash,
+    sequence: u32,
+}
+
+impl Pending<'_> {
+    /// The next line; none after the end.
+    pub(crate) fn next(&mut self) -> Option<Event> {
+        let read = read_frame_bytes(&mut self.stream, CONTROL_FRAME_MAX, Deadline::after(FRAME_MAX));
+        let bytes = self.wire.runtime.block_on(read).ok()?;
+        let me = self.wire.identity.peer_id();
+        let reply = open_reply(&bytes, &self.provider, &me, self.hash, self.sequence).unwrap();
+        self.sequence += 1;
+        Some(reply.event)
+    }
+
+    /// All lines up to the final one.
+    pub(crate) fn rest(mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        while let Some(event) = self.next() {
+            let last = event.is_final();
+            events.push(event);
+            if last {
+                break;
+            }
+        }
+        events
+    }
+}
+
+/// The PeerId of a machine.
+fn id_of(machine: &Machine) -> PeerId {
+    machine.peer_id.parse().unwrap()
+}
