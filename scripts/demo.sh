@@ -192,7 +192,7 @@ start_gateway() {
     step "a gateway opens its door, and bob offers it what he exposes"
     local port address peer
     port=$(free_port)
-    daemon gateway gateway peergate --domain peer.localhost --data-dir "$DEMO/gateway" --https "127.0.0.1:$port" \
+    daemon gateway gateway peergate --domain peer.localhost --data-dir "$DEMO/gateway" --https-listen "127.0.0.1:$port" \
         --listen /ip4/127.0.0.1/tcp/0
     wait_for "the gateway" 30 gateway_ready
     address=$(gateway_info | json_list addresses | head -n 1)

@@ -77,6 +77,22 @@ impl Ingress {
         (state, u32::try_from(live).unwrap_or(u32::MAX))
     }
 
+    /// Why a published deployment that runs has no public address, in words for its owner.
+    pub fn why_unpublished(&self, id: DeploymentId) -> Problem {
+        let tunnels = self.tunnels.borrow();
+        if tunnels.is_empty() {
+            let message = "the machine that runs it serves through no gateway; its owner can set one there with \
+                 `peerctl gateway add ADDRESS`, and you can reach it now with `peerctl port-forward`";
+            return Problem::new(Code::NoGateway, message);
+        }
+        let refused = self.leases.borrow().iter().find_map(|((_, at), lease)| (*at == id).then(|| lease.clone().err())?);
+        refused.unwrap_or_else(|| {
+            let reason = tunnels.values().find_map(|tunnel| tunnel.last_error.clone()).unwrap_or_default();
+            let message = format!("the gateway of the machine that runs it cannot be reached at present: {reason}");
+            Problem::new(Code::GatewayRefused, message)
+        })
+    }
+
     /// Waits until some gateway routes the deployment; false if none does in time, or there is none to wait for.
     pub async fn wait_until_live(&self, id: DeploymentId, patience: Duration) -> bool {
         if self.tunnels.borrow().values().all(|tunnel| !tunnel.connected) {

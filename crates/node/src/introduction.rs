@@ -3,7 +3,7 @@
 //! A ticket carries the inviter's card and the seed of a one-time key. The gate admits that key alone, to the join protocol
 //! alone, until it has been used or has expired. Using it and trusting the one who joins is a single transaction.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::time::Duration;
 
 use peer_net::exchange::{Deadline, ExchangeError, read_frame, read_frame_bytes, write_frame, write_frame_bytes};
@@ -40,28 +40,29 @@ const GATE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the gate is looked at while it follows.
 const GATE_PAUSE: Duration = Duration::from_millis(5);
 
+/// One-time keys that are being answered, each with the number of streams that are answered under it.
+pub type Answered = HashMap<PeerId, usize>;
+
 /// The inviting side's state: which one-time keys are being answered at this moment.
 #[derive(Debug, Clone)]
 pub struct Introductions {
-    answered: watch::Sender<HashSet<PeerId>>,
+    answered: watch::Sender<Answered>,
 }
 
 impl Default for Introductions {
     fn default() -> Self {
-        Self { answered: watch::Sender::new(HashSet::new()) }
+        Self { answered: watch::Sender::new(Answered::new()) }
     }
 }
 
 impl Introductions {
     /// Follows the one-time keys whose connections must last until their answer has arrived.
-    pub fn watch(&self) -> watch::Receiver<HashSet<PeerId>> {
+    pub fn watch(&self) -> watch::Receiver<Answered> {
         self.answered.subscribe()
     }
 
     fn answering(&self, ticket: PeerId) -> Answering<'_> {
-        self.answered.send_modify(|answered| {
-            answered.insert(ticket);
-        });
+        self.answered.send_modify(|answered| *answered.entry(ticket).or_default() += 1);
         Answering { introductions: self, ticket }
     }
 }
@@ -74,7 +75,13 @@ struct Answering<'a> {
 impl Drop for Answering<'_> {
     fn drop(&mut self) {
         self.introductions.answered.send_modify(|answered| {
-            answered.remove(&self.ticket);
+            // Somebody else who holds the same ticket may still be waiting for his answer.
+            if let Some(streams) = answered.get_mut(&self.ticket) {
+                *streams -= 1;
+                if *streams == 0 {
+                    answered.remove(&self.ticket);
+                }
+            }
         });
     }
 }

@@ -1,6 +1,6 @@
 //! The gate's policy: who may connect now, worked out anew from trust list, gateways and open invitations.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use crate::clock;
 use crate::gateways::{GatewayRecord, Gateways};
+use crate::introduction::Answered;
 
 /// Longest time between two looks at the clock, which may be set while we wait.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
@@ -21,14 +22,14 @@ const LOOK_AGAIN: Duration = Duration::from_secs(30);
 pub(crate) fn policy(
     list: &Snapshot,
     gateways: &[GatewayRecord],
-    answered: &HashSet<PeerId>,
+    answered: &Answered,
     me: PeerId,
     now: Timestamp,
 ) -> Policy {
     let mut admitted = HashMap::new();
     let joiner = || Admission { role: Role::Joiner, addresses: Vec::new() };
     let open = list.invitations.values().filter(|open| now < open.expires_at).map(|open| open.ticket);
-    admitted.extend(open.chain(answered.iter().copied()).map(|ticket| (ticket, joiner())));
+    admitted.extend(open.chain(answered.keys().copied()).map(|ticket| (ticket, joiner())));
     for gateway in gateways {
         let admission = Admission { role: Role::Gateway, addresses: vec![gateway.address.clone()] };
         admitted.insert(gateway.peer, admission);
@@ -54,7 +55,7 @@ pub struct Inputs {
     /// Gateways.
     pub gateways: Gateways,
     /// One-time keys of invitations that are being answered.
-    pub answered: watch::Receiver<HashSet<PeerId>>,
+    pub answered: watch::Receiver<Answered>,
     /// Ourselves.
     pub me: PeerId,
 }
@@ -132,7 +133,7 @@ mod tests {
         list.invitations.insert(ended, invitation(ended, 50));
         let address: multiaddr::Multiaddr = "/ip4/192.0.2.2/tcp/4101".parse().unwrap();
         let gateways = [GatewayRecord { peer: gateway, address: address.clone(), added_at: Timestamp(1) }];
-        let made = policy(&list, &gateways, &HashSet::new(), me, Timestamp(50));
+        let made = policy(&list, &gateways, &Answered::new(), me, Timestamp(50));
         assert_eq!(made.admitted.len(), 3);
         assert_eq!(role(&made, &bob), Some(Role::Peer));
         assert_eq!(made.admitted[&bob].addresses.len(), 1);
@@ -146,10 +147,10 @@ mod tests {
     #[test]
     fn used_invitation_is_admitted_only_while_it_is_answered() {
         let (ticket, me) = (Identity::generate().peer_id(), Identity::generate().peer_id());
-        let answered = HashSet::from([ticket]);
+        let answered = Answered::from([(ticket, 1)]);
         let during = policy(&Snapshot::default(), &[], &answered, me, Timestamp(1));
         assert_eq!(role(&during, &ticket), Some(Role::Joiner));
-        let after = policy(&Snapshot::default(), &[], &HashSet::new(), me, Timestamp(1));
+        let after = policy(&Snapshot::default(), &[], &Answered::new(), me, Timestamp(1));
         assert!(after.admitted.is_empty());
         assert_eq!(valid_for(&Snapshot::default(), Timestamp(1)), LOOK_AGAIN);
     }
@@ -162,7 +163,7 @@ mod tests {
         list.peers.insert(both, peer(&identity));
         let address = "/ip4/192.0.2.2/tcp/4101".parse().unwrap();
         let gateways = [GatewayRecord { peer: both, address, added_at: Timestamp(1) }];
-        let made = policy(&list, &gateways, &HashSet::from([both]), me, Timestamp(1));
+        let made = policy(&list, &gateways, &Answered::from([(both, 1)]), me, Timestamp(1));
         assert_eq!(role(&made, &both), Some(Role::Peer));
     }
 }

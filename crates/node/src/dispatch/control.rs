@@ -296,13 +296,21 @@ async fn with_lease(
                 let fresh = room.status(owner, id).await;
                 return Event::Done(fresh.map_or(status, Box::new));
             }
-            Event::Done(status)
+            Event::Done(Box::new(explained(ingress, *status)))
         }
         other => {
             ingress.wait_until_released(id, LEASE_PATIENCE).await;
             other
         }
     }
+}
+
+/// A published deployment without a public address says why.
+fn explained(ingress: &Ingress, mut status: Status) -> Status {
+    if status.state == State::Running && status.specification.publish && status.url.is_none() {
+        status.problem = Some(ingress.why_unpublished(status.id));
+    }
+    status
 }
 
 async fn next_change(changes: &mut Receiver<Change>, id: DeploymentId) {
@@ -362,7 +370,7 @@ async fn answer(daemon: &Daemon, node: &Node, peer: PeerId, query: Query) -> Res
     let database = |error: DatabaseError| database_problem(&error);
     Ok(match query {
         Query::List => Answer::List(room.statuses(peer).await.map_err(database)?.into_iter().map(brief).collect()),
-        Query::Inspect(id) => Answer::Inspect(Box::new(room.status(peer, id).await?)),
+        Query::Inspect(id) => Answer::Inspect(Box::new(explained(&node.ingress, room.status(peer, id).await?))),
         Query::Stats(id) => Answer::Stats(room.usage(peer, id).await?),
         Query::Capacity => Answer::Capacity(room.capacity(record, peer_compute::fetch::architecture()).await.map_err(database)?),
     })

@@ -5,5 +5,9 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a failing step is a failing test, and says why")]
 
+mod identity;
 mod main_job;
+mod ownership;
+mod requests;
+mod trust;
 mod world;

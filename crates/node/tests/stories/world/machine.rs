@@ -1,7 +1,8 @@
 //! One `peerd` with its directories, and `peerctl` that speaks to it.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{docker_try, eventually, free_port};
+use super::{Answer, docker_try, eventually, free_port};
 
 /// Longest run of one `peerctl`.
 const COMMAND_MAX: Duration = Duration::from_secs(120);
@@ -111,6 +112,26 @@ impl Drop for Running {
     fn drop(&mut self) {
         drop(self.child.kill());
         drop(self.child.wait());
+    }
+}
+
+/// A port on the loopback interface, for as long as this lives.
+pub(crate) struct Forward {
+    pub(crate) running: Running,
+    pub(crate) address: String,
+}
+
+impl Forward {
+    pub(crate) fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(COMMAND_MAX)).unwrap();
+        stream
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Answer {
+        let mut stream = self.connect();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+        Answer::read(&mut stream)
     }
 }
 
@@ -275,6 +296,17 @@ impl Machine {
         let deployed = self.json(&arguments);
         assert_eq!(deployed["state"], "running", "{deployed}");
         deployed["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Forwards a deployment's port to the loopback interface.
+    pub(crate) fn forward(&self, name: &str, port: u16) -> Forward {
+        let running = self.begin(&["--json", "port-forward", name, &format!("0:{port}")]);
+        let line = eventually("port-forward listens", || {
+            assert!(!running.stderr().contains("error:"), "{}", running.stderr());
+            running.stdout().lines().next().filter(|line| line.ends_with('}')).map(str::to_owned)
+        });
+        let listening: Value = serde_json::from_str(&line).unwrap();
+        Forward { running, address: listening["address"].as_str().unwrap().to_owned() }
     }
 
     /// The state of a deployment of ours.
