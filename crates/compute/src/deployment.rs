@@ -131,6 +131,7 @@ impl Life {
     }
 
     /// The one transition function.
+    #[expect(clippy::match_same_arms, reason = "one arm for each arrow of the diagram")]
     pub fn next(&self, step: Step, restarts: Restarts) -> Result<Self, WrongStep> {
         Ok(match (self, step) {
             (Self::Pending, Step::Fetch) => Self::Fetching,

@@ -30,7 +30,7 @@ const WATCH: Duration = Duration::from_secs(20);
 /// How often the log of a running container is measured.
 const LOG_SAMPLE: Duration = Duration::from_secs(1);
 /// How often leftovers are looked for.
-const TIDY: Duration = Duration::from_secs(60);
+const TIDY: Duration = Duration::from_mins(1);
 
 /// What a round has come to.
 enum Round {
@@ -63,7 +63,7 @@ pub(crate) async fn drive<E: Engine>(inner: &Inner<E>, id: DeploymentId, wake: &
     loop {
         let pause = match round(inner, id, wake).await {
             Ok(Round::Again) => continue,
-            Ok(Round::Gone) => return,
+            Ok(Round::Gone) => return inner.forget(id),
             Ok(Round::Rest) => None,
             Ok(Round::Pause(pause)) => Some(pause),
             Err(trouble) => Some(after_trouble(inner, id, trouble).await),
@@ -199,7 +199,7 @@ async fn plan<E: Engine>(inner: &Inner<E>, record: &Record) -> Result<ContainerP
     let engine = inner.engine.facts().await?;
     let uid = profile::uid_for(record.slot, engine.user_namespace)
         .ok_or_else(|| Problem::new(Code::NoCapacity, "no user id is free for one more deployment"))?;
-    Ok(profile::plan(&record.specification, &facts, record.id, record.owner, &inner.options.node, uid)?)
+    Ok(profile::plan(&record.specification, &facts, record.id, record.owner, &inner.mark, uid)?)
 }
 
 /// A container that equals its plan: the one that is there, or a new one. Anything else is destroyed (I1, I2).
@@ -299,9 +299,8 @@ async fn watch<E: Engine>(
             Err(flooded.into())
         }
         waited = inner.engine.wait(&facts.id, WATCH) => match waited {
-            Ok(_) => Ok(Round::Again),
+            Ok(_) | Err(EngineError::TimedOut { .. } | EngineError::NoSuchContainer { .. }) => Ok(Round::Again),
             Err(EngineError::Unavailable { .. }) => interrupted(inner, record).await,
-            Err(EngineError::TimedOut { .. } | EngineError::NoSuchContainer { .. }) => Ok(Round::Again),
             Err(error) => Err(error.into()),
         },
     }
@@ -391,13 +390,12 @@ fn booted_at(now: Timestamp) -> Option<Timestamp> {
 /// Ends the container. It stays in the engine, so that its log can still be read.
 async fn end<E: Engine>(inner: &Inner<E>, record: &Record) -> Result<Round, Trouble> {
     let mut exit_code = record.exit_code;
-    if let Some(facts) = inner.engine.inspect(&container_name(&record.id)).await? {
-        if facts.running {
-            let grace = Duration::from_secs(record.specification.stop_timeout_seconds.into());
-            inner.engine.stop(&facts.id, grace).await?;
-            let after = inner.engine.inspect(facts.id.as_str()).await?;
-            exit_code = after.and_then(|facts| facts.exit_code);
-        }
+    let container = inner.engine.inspect(&container_name(&record.id)).await?;
+    if let Some(facts) = container.filter(|facts| facts.running) {
+        let grace = Duration::from_secs(record.specification.stop_timeout_seconds.into());
+        inner.engine.stop(&facts.id, grace).await?;
+        let after = inner.engine.inspect(facts.id.as_str()).await?;
+        exit_code = after.and_then(|facts| facts.exit_code);
     }
     inner
         .change(record.id, move |record| {
@@ -480,7 +478,7 @@ pub(crate) async fn tidy_up<E: Engine>(inner: Arc<Inner<E>>) {
 
 async fn tidy_once<E: Engine>(inner: &Inner<E>) -> Result<(), Trouble> {
     // The engine is asked first: a container whose row is made afterwards is not in its list.
-    let containers = inner.engine.list(&inner.options.node).await?;
+    let containers = inner.engine.list(&inner.mark).await?;
     for container in containers {
         let Some(id) = profile::deployment_of(&container.name) else { continue };
         if inner.database.write(move |tx| record::find(tx, id)).await?.is_none() {
@@ -488,6 +486,7 @@ async fn tidy_once<E: Engine>(inner: &Inner<E>) -> Result<(), Trouble> {
             inner.engine.remove(&container.id).await?;
         }
     }
+    inner.wake_all_but(&inner.database.write(record::all).await?);
     crate::fetch::clean_images(inner).await?;
     inner.transfers.clean();
     Ok(())

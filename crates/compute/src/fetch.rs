@@ -30,7 +30,7 @@ use crate::room::{Inner, Options, Room, database_problem};
 /// Most transfers under way at one time, over all peers.
 const TRANSFERS_MAX: usize = 256;
 /// How long layers that nobody has fetched stay in the spool.
-const SPOOL_AGE: Duration = Duration::from_secs(24 * 3600);
+const SPOOL_AGE: Duration = Duration::from_hours(24);
 
 /// Transfers under way, over the spool.
 #[derive(Debug)]
@@ -377,7 +377,7 @@ async fn pulled<E: Engine>(inner: &Inner<E>, owner: PeerId, reference: &Registry
 /// Removes images that we brought and that nothing has used for long.
 pub(crate) async fn clean_images<E: Engine>(inner: &Inner<E>) -> Result<(), Trouble> {
     let now = (inner.options.clock)();
-    for image in inner.database.write(|tx| possession::images(tx)).await? {
+    for image in inner.database.write(possession::images).await? {
         if image.used_by > 0 || now.since(image.last_used_at) < inner.options.image_keep_milliseconds {
             continue;
         }

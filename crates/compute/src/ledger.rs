@@ -3,6 +3,9 @@
 use peer_proto::PeerId;
 use peer_proto::code::{Code, Threat};
 use peer_proto::deploy::Limits;
+use peer_proto::grant::DeployGrant;
+use peer_proto::query::Capacity;
+use peer_proto::unit::{ByteSize, Millicores};
 use peer_trust::authorise::Held;
 use peer_trust::refusal::Refusal;
 
@@ -47,9 +50,32 @@ pub fn reserve(offer: &Offer, held: &Held, share: &Limits) -> Result<(), Refusal
     Err(Refusal::new(Code::NoCapacity, Threat::V5, message))
 }
 
+/// What a peer with this grant could still get.
+pub fn free(granted: Option<DeployGrant>, offer: Offer, mine: Held, all: Held, architecture: &str) -> Capacity {
+    let least = |offered: u64, held: u64, limit: Option<u64>, used: u64| {
+        let left = offered.saturating_sub(held);
+        limit.map_or(left, |limit| left.min(limit.saturating_sub(used)))
+    };
+    let grant = granted.as_ref();
+    let cpu = least(offer.cpu, all.cpu, grant.map(|g| g.max_cpu.get().into()), mine.cpu);
+    let memory = least(offer.memory, all.memory, grant.map(|g| g.max_memory.get()), mine.memory);
+    let containers = least(
+        offer.containers.into(),
+        all.containers.into(),
+        grant.map(|g| g.max_containers.into()),
+        mine.containers.into(),
+    );
+    Capacity {
+        free_cpu: u32::try_from(cpu).ok().and_then(|cpu| Millicores::new(cpu).ok()),
+        free_memory: ByteSize::new(memory).ok(),
+        free_containers: u32::try_from(containers).unwrap_or(u32::MAX),
+        architecture: architecture.to_owned(),
+        granted,
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use peer_proto::unit::{ByteSize, Millicores};
     use proptest::prelude::*;
 
     use super::*;

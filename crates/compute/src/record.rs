@@ -13,7 +13,7 @@ use crate::deployment::{Life, Restarts, Step, Wanted};
 use crate::possession;
 
 /// This room's tables.
-pub const SCHEMA: Schema = Schema { room: "compute", steps: &[TABLES, possession::TABLES] };
+pub const SCHEMA: Schema = Schema { room: "compute", steps: &[TABLES, possession::TABLES, MARK] };
 
 const TABLES: &str = "
     CREATE TABLE deployment (
@@ -35,6 +35,8 @@ const TABLES: &str = "
         started_at INTEGER,
         UNIQUE (owner, name)
     ) STRICT;";
+
+const MARK: &str = "CREATE TABLE room_mark (id INTEGER PRIMARY KEY CHECK (id = 1), mark TEXT NOT NULL) STRICT;";
 
 const BLOB_MAX: usize = 2 * 1024 * 1024;
 
@@ -217,6 +219,13 @@ pub(crate) fn delete(tx: &Tx<'_>, id: DeploymentId) -> Result<(), DatabaseError>
 /// The deployment that an owner calls by this name.
 pub(crate) fn find_by_name(tx: &Tx<'_>, owner: &PeerId, name: &str) -> Result<Option<Record>, DatabaseError> {
     Ok(select(tx, "WHERE owner = ?1 AND name = ?2", params![owner.to_bytes(), name])?.pop())
+}
+
+/// The mark of this machine's containers in the engine, drawn when it is first needed.
+pub(crate) fn mark(tx: &Tx<'_>) -> Result<String, DatabaseError> {
+    let drawn = RequestId::random().to_string();
+    tx.execute("INSERT OR IGNORE INTO room_mark (id, mark) VALUES (1, ?1)", [drawn])?;
+    Ok(tx.query_row("SELECT mark FROM room_mark", [], |row| row.get(0))?)
 }
 
 /// The smallest slot that no deployment holds.

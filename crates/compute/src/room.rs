@@ -4,27 +4,27 @@
 //! public addresses, transfers under way) is made again after one. Each deployment has one task that moves it towards what
 //! its owner wants ([`crate::driver`]); whoever changes a row wakes that task.
 
+mod intent;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use peer_proto::PeerId;
-use peer_proto::code::{Code, Problem, Threat};
-use peer_proto::deploy::{DeployRequest, Health, ImageSource, Limits, Request, State, Status};
+use peer_proto::code::{Code, Problem};
+use peer_proto::deploy::{Health, Limits, Request, State, Status};
 use peer_proto::id::DeploymentId;
 use peer_proto::query::{Capacity, Usage};
-use peer_proto::unit::{ByteSize, Millicores, Port, Timestamp};
+use peer_proto::unit::{ByteSize, Port, Timestamp};
 use peer_state::database::{Database, DatabaseError, Tx};
-use peer_trust::authorise::{Authorised, Held};
+use peer_trust::authorise::Held;
 use peer_trust::peers::PeerRecord;
-use peer_trust::refusal::Refusal;
 use tokio::sync::{Notify, broadcast};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::connector::{Connector, Namespace};
-use crate::deployment::{Life, Step, Wanted};
 use crate::driver;
 use crate::engine::{ContainerFacts, Engine, EngineError, EngineFacts, LogOptions, LogStream};
 use crate::fetch::Transfers;
@@ -42,8 +42,6 @@ const NAMESPACE_THREADS: usize = 64;
 /// How the room runs.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Marks this machine's containers in the engine; the same after every start.
-    pub node: String,
     /// What this machine offers to all peers together.
     pub offer: Offer,
     /// Where layers are kept while they arrive.
@@ -103,6 +101,8 @@ pub(crate) struct Live {
 
 #[derive(Debug)]
 pub(crate) struct Inner<E> {
+    /// Marks this machine's containers in the engine; the same after every start, and with every identity.
+    pub(crate) mark: String,
     pub(crate) database: Database,
     pub(crate) engine: E,
     pub(crate) options: Options,
@@ -130,7 +130,9 @@ impl<E: Engine> Room<E> {
     /// Takes up every recorded deployment where it was left, and removes containers that no row knows.
     pub async fn start(database: Database, engine: E, options: Options) -> Result<Self, StartError> {
         let transfers = Transfers::open(&options)?;
+        let mark = database.write(record::mark).await?;
         let inner = Inner {
+            mark,
             database,
             engine,
             connector: Connector::new(NAMESPACE_THREADS),
@@ -173,95 +175,6 @@ impl<E: Engine> Room<E> {
         })
     }
 
-    /// Records a deployment and reserves its share, in the transaction that authorised it.
-    pub fn record(
-        &self,
-        tx: &Tx<'_>,
-        authorised: &Authorised<'_>,
-        request: &DeployRequest,
-    ) -> Result<Result<Record, Refusal>, DatabaseError> {
-        let owner = authorised.owner();
-        if let Err(refusal) = self.check_deploy(request) {
-            return Ok(Err(refusal));
-        }
-        if let Some(holder) = record::find_by_name(tx, &owner, request.specification.name.as_str())? {
-            // A deployment that never ran has nothing to lose; a new try under its name takes its place.
-            if !matches!(holder.life, Life::Failed(_)) || holder.started_at.is_some() {
-                let message = format!(
-                    "you have a deployment called '{}' on this machine already; remove it, or choose another name with --name",
-                    request.specification.name
-                );
-                return Ok(Err(Refusal::new(Code::NameTaken, Threat::G4, message)));
-            }
-            record::delete(tx, holder.id)?;
-        }
-        let held = ledger::held(&record::all(tx)?, None);
-        if let Err(refusal) = ledger::reserve(&self.inner.options.offer, &held, &request.specification.limits) {
-            return Ok(Err(refusal));
-        }
-        let signed = authorised.request();
-        let record = Record {
-            id: DeploymentId::derive(&owner, &signed.request_id()),
-            owner,
-            specification: request.specification.clone(),
-            source: request.image.clone(),
-            image: None,
-            request: signed.request_id(),
-            request_hash: signed.hash(),
-            slot: record::free_slot(tx)?,
-            wanted: Wanted::Running,
-            life: Life::Pending,
-            restarts: 0,
-            restarts_in_row: 0,
-            exit_code: None,
-            created_at: (self.inner.options.clock)(),
-            started_at: None,
-        };
-        record::insert(tx, &record)?;
-        Ok(Ok(record))
-    }
-
-    fn check_deploy(&self, request: &DeployRequest) -> Result<(), Refusal> {
-        let refuse = |problem: Problem| Refusal { problem, threat: Threat::V4, outcome: None };
-        request.specification.check().map_err(refuse)?;
-        match &request.image {
-            ImageSource::Offered(offer) => crate::fetch::check_offer(offer, &self.inner.options).map_err(refuse),
-            ImageSource::Registry(_) => Ok(()),
-        }
-    }
-
-    /// Changes what the owner wants of a deployment, in the transaction that authorised it.
-    pub fn want(
-        &self,
-        tx: &Tx<'_>,
-        authorised: &Authorised<'_>,
-        id: DeploymentId,
-        request: &Request,
-    ) -> Result<Result<Record, Refusal>, DatabaseError> {
-        let Some(mut record) = record::find_owned(tx, &authorised.owner(), id)? else {
-            return Ok(Err(Refusal { problem: no_such_deployment(), threat: Threat::G4, outcome: None }));
-        };
-        let changed = match request {
-            Request::Stop(_) => want_stopped(&mut record),
-            Request::Start(_) => want_running(&mut record),
-            Request::Restart(_) => want_restarted(&mut record),
-            Request::Remove(_) => want_removed(&mut record),
-            Request::Deploy(_) | Request::Push(_) => Ok(()),
-        };
-        if let Err(problem) = changed {
-            return Ok(Err(Refusal { problem, threat: Threat::G4, outcome: None }));
-        }
-        if matches!(request, Request::Start(_) | Request::Restart(_)) && record.life.state() == State::Pending {
-            let others: Vec<_> = record::all(tx)?.into_iter().filter(|other| other.id != id).collect();
-            let held = ledger::held(&others, None);
-            if let Err(refusal) = ledger::reserve(&self.inner.options.offer, &held, &record.specification.limits) {
-                return Ok(Err(refusal));
-            }
-        }
-        record::update(tx, &record)?;
-        Ok(Ok(record))
-    }
-
     /// Announces a row that has just been committed, and sees to it that its task goes on.
     pub fn committed(&self, record: &Record) {
         self.inner.announce(record);
@@ -293,7 +206,7 @@ impl<E: Engine> Room<E> {
             .write(move |tx| -> Result<_, DatabaseError> {
                 let mut records = record::of_owner(tx, &owner)?;
                 for record in &mut records {
-                    if want_removed(record).is_ok() {
+                    if intent::want_removed(record).is_ok() {
                         record::update(tx, record)?;
                     }
                 }
@@ -301,13 +214,15 @@ impl<E: Engine> Room<E> {
                 Ok(records)
             })
             .await?;
-        ended.iter().for_each(|record| self.committed(record));
+        for record in &ended {
+            self.committed(record);
+        }
         Ok(ended.into_iter().map(|record| record.id).collect())
     }
 
     /// Every deployment on this machine.
     pub async fn all(&self) -> Result<Vec<Record>, DatabaseError> {
-        self.inner.database.write(|tx| record::all(tx)).await
+        self.inner.database.write(record::all).await
     }
 
     /// Every deployment on this machine, as reported to its owner, with that owner.
@@ -418,18 +333,18 @@ impl<E: Engine> Room<E> {
         let (mine, all) = (ledger::held(&records, Some(&peer.peer)), ledger::held(&records, None));
         let now = (self.inner.options.clock)();
         let granted = peer.grants.deploy.clone().filter(|grant| grant.is_live(now));
-        Ok(free(granted, self.inner.options.offer, mine, all, architecture))
+        Ok(ledger::free(granted, self.inner.options.offer, mine, all, architecture))
     }
 
     /// What this machine offers in sum, and what is left of it.
     pub async fn offered(&self, architecture: &str) -> Result<Capacity, DatabaseError> {
         let all = ledger::held(&self.all().await?, None);
-        Ok(free(None, self.inner.options.offer, Held::default(), all, architecture))
+        Ok(ledger::free(None, self.inner.options.offer, Held::default(), all, architecture))
     }
 
     /// Every image that peers brought here.
     pub async fn images(&self) -> Result<Vec<BroughtImage>, DatabaseError> {
-        self.inner.database.write(|tx| possession::images(tx)).await
+        self.inner.database.write(possession::images).await
     }
 
     /// The engine, asked now.
@@ -472,72 +387,24 @@ impl<E> Inner<E> {
         drop(self.changes.send(change));
     }
 
+    /// Wakes the tasks of deployments whose rows are gone, so that they end.
+    pub(crate) fn wake_all_but(&self, kept: &[Record]) {
+        for (id, live) in self.live().iter() {
+            if kept.iter().all(|record| record.id != *id) {
+                live.wake.notify_one();
+            }
+        }
+    }
+
+    /// Forgets what is in memory of a deployment whose row is gone.
+    pub(crate) fn forget(&self, id: DeploymentId) {
+        self.live().remove(&id);
+    }
+
     pub(crate) fn announce_removed(&self, record: &Record) {
-        self.live().remove(&record.id);
+        self.forget(record.id);
         drop(self.changes.send(Change { id: record.id, owner: record.owner, status: None }));
     }
-}
-
-fn free(
-    granted: Option<peer_proto::grant::DeployGrant>,
-    offer: Offer,
-    mine: Held,
-    all: Held,
-    architecture: &str,
-) -> Capacity {
-    let least = |offered: u64, held: u64, limit: Option<u64>, used: u64| {
-        let left = offered.saturating_sub(held);
-        limit.map_or(left, |limit| left.min(limit.saturating_sub(used)))
-    };
-    let grant = granted.as_ref();
-    let cpu = least(offer.cpu, all.cpu, grant.map(|g| g.max_cpu.get().into()), mine.cpu);
-    let memory = least(offer.memory, all.memory, grant.map(|g| g.max_memory.get()), mine.memory);
-    let containers = least(
-        offer.containers.into(),
-        all.containers.into(),
-        grant.map(|g| g.max_containers.into()),
-        mine.containers.into(),
-    );
-    Capacity {
-        free_cpu: u32::try_from(cpu).ok().and_then(|cpu| Millicores::new(cpu).ok()),
-        free_memory: ByteSize::new(memory).ok(),
-        free_containers: u32::try_from(containers).unwrap_or(u32::MAX),
-        architecture: architecture.to_owned(),
-        granted,
-    }
-}
-
-fn want_stopped(record: &mut Record) -> Result<(), Problem> {
-    record.wanted = Wanted::Stopped;
-    if record.life.state().holds_share() && record.life != Life::Stopping { record.step(Step::Stop) } else { Ok(()) }
-}
-
-fn want_running(record: &mut Record) -> Result<(), Problem> {
-    if record.wanted == Wanted::Removed {
-        return Err(no_such_deployment());
-    }
-    if record.life.state().holds_share() {
-        let message = format!("the deployment is {} already", record.life.state());
-        return Err(Problem::new(Code::WrongState, message));
-    }
-    (record.wanted, record.restarts, record.restarts_in_row) = (Wanted::Running, 0, 0);
-    record.step(Step::Start)
-}
-
-fn want_restarted(record: &mut Record) -> Result<(), Problem> {
-    if record.life.state().holds_share() {
-        want_stopped(record)?;
-        record.wanted = Wanted::Restarted;
-        Ok(())
-    } else {
-        want_running(record)
-    }
-}
-
-fn want_removed(record: &mut Record) -> Result<(), Problem> {
-    want_stopped(record)?;
-    record.wanted = Wanted::Removed;
-    Ok(())
 }
 
 /// The same words for what does not exist and for what is somebody else's.

@@ -252,7 +252,7 @@ fn check(resolved: &Resolved) -> Answer {
 }
 
 fn run(resolved: &Resolved, json: bool) -> Result<Answer, Failure> {
-    let filter = EnvFilter::try_from_env("PEERGATE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env("PEERGATE_LOG").unwrap_or_else(|_| EnvFilter::new("info,libp2p_swarm=warn"));
     let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colour).init();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

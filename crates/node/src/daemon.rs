@@ -5,11 +5,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use peer_proto::PeerId;
 use peer_proto::code::{Code, Problem};
 use peer_proto::control::{InitReply, InitRequest};
 use peer_proto::id::Name;
 use peer_proto::unit::Timestamp;
-use peer_proto::PeerId;
 use peer_state::audit;
 use peer_state::data_dir::{DataDir, DataDirError};
 use peer_state::database::{Database, DatabaseError};
@@ -154,7 +154,8 @@ impl Daemon {
         }
         let name = request.name.unwrap_or_else(host_name);
         let now = clock::now();
-        let created = key_file::create(self.data_dir.path(), name, request.force, now).map_err(|error| key_problem(&error))?;
+        let created =
+            key_file::create(self.data_dir.path(), name, request.force, now).map_err(|error| key_problem(&error))?;
         let peer = created.identity.key.peer_id();
         self.audit_identity(peer, now).await;
         if let Slot::Running(former) = &*slot {
@@ -332,7 +333,9 @@ async fn serve(settings: Settings) -> Result<(), DaemonError> {
         }
     };
     match daemon.node().await {
-        Ok(node) => tracing::info!(peer = %node.identity.key.peer_id(), socket = %daemon.settings.socket.display(), "peerd serves"),
+        Ok(node) => {
+            tracing::info!(peer = %node.identity.key.peer_id(), socket = %daemon.settings.socket.display(), "peerd serves");
+        }
         Err(problem) => tracing::info!(socket = %daemon.settings.socket.display(), %problem, "peerd serves"),
     }
     ended(&mut ends).await;

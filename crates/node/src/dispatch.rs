@@ -38,7 +38,12 @@ async fn one(daemon: &Arc<Daemon>, node: &Arc<Node>, inbound: InboundStream) {
         protocols::LAYERS => streams::layer(daemon, node, inbound).await,
         protocols::LOGS => streams::logs(daemon, node, inbound).await,
         protocols::FORWARD => streams::forward(daemon, node, inbound).await,
-        protocols::TUNNEL => node.ingress.visit(inbound).await,
+        protocols::TUNNEL => {
+            let visit = daemon.metrics.visit();
+            let served = node.ingress.visit(inbound).await;
+            drop(visit);
+            served
+        }
         protocols::JOIN => introduction::serve(daemon, node, inbound).await,
         // The gate offers no other.
         _ => Ok(()),

@@ -11,11 +11,11 @@ use peer_compute::engine::docker::DockerEngine;
 use peer_compute::room::{Change, Room};
 use peer_net::exchange::{Deadline, ExchangeError, read_frame, write_frame};
 use peer_net::{InboundStream, Network, Stream, Traffic};
+use peer_proto::PeerId;
 use peer_proto::code::{Code, Problem};
 use peer_proto::frame::TUNNEL_FRAME_MAX;
 use peer_proto::id::{DeploymentId, Label};
 use peer_proto::tunnel::{LeaseReply, LeaseRequest, VisitHeader};
-use peer_proto::PeerId;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
@@ -85,7 +85,8 @@ impl Ingress {
                  `peerctl gateway add ADDRESS`, and you can reach it now with `peerctl port-forward`";
             return Problem::new(Code::NoGateway, message);
         }
-        let refused = self.leases.borrow().iter().find_map(|((_, at), lease)| (*at == id).then(|| lease.clone().err())?);
+        let refused =
+            self.leases.borrow().iter().find_map(|((_, at), lease)| (*at == id).then(|| lease.clone().err())?);
         refused.unwrap_or_else(|| {
             let reason = tunnels.values().find_map(|tunnel| tunnel.last_error.clone()).unwrap_or_default();
             let message = format!("the gateway of the machine that runs it cannot be reached at present: {reason}");
@@ -197,12 +198,8 @@ async fn keep(keeper: &Keeper, gateway: PeerId) {
 async fn hold(keeper: &Keeper, gateway: PeerId, mut stream: Stream) -> Result<(), ExchangeError> {
     let mut changes = keeper.room.changes();
     loop {
-        let wanted: Vec<_> = keeper
-            .room
-            .endpoints()
-            .into_iter()
-            .filter_map(|(id, endpoint)| endpoint.publish.then_some(id))
-            .collect();
+        let wanted: Vec<_> =
+            keeper.room.endpoints().into_iter().filter_map(|(id, endpoint)| endpoint.publish.then_some(id)).collect();
         let held: Vec<_> =
             keeper.ingress.leases.borrow().keys().filter(|(at, _)| *at == gateway).map(|(_, id)| *id).collect();
         for id in held.iter().filter(|id| !wanted.contains(id)) {
@@ -214,7 +211,7 @@ async fn hold(keeper: &Keeper, gateway: PeerId, mut stream: Stream) -> Result<()
         tokio::select! {
             changed = relevant_change(&mut changes) => if changed.is_err() { return Ok(()) },
             // The gateway speaks only when spoken to: anything else, or the end, ends the tunnel.
-            _ = read_frame::<LeaseReply, _>(&mut stream, TUNNEL_FRAME_MAX, Deadline::after(Duration::from_secs(86_400))) => {
+            _ = read_frame::<LeaseReply, _>(&mut stream, TUNNEL_FRAME_MAX, Deadline::after(Duration::from_hours(24))) => {
                 return Ok(());
             }
         }
@@ -241,9 +238,10 @@ async fn register(
 ) -> Result<(), ExchangeError> {
     let lease = match ask(stream, &LeaseRequest::Register(id)).await? {
         LeaseReply::Live(url) if is_ours(&url, &keeper.network.local_peer_id(), &id) => Ok(url),
-        LeaseReply::Live(_) | LeaseReply::Released => {
-            Err(Problem::new(Code::GatewayRefused, "the gateway gave an address that does not belong to the deployment"))
-        }
+        LeaseReply::Live(_) | LeaseReply::Released => Err(Problem::new(
+            Code::GatewayRefused,
+            "the gateway gave an address that does not belong to the deployment",
+        )),
         LeaseReply::Refused(problem) => Err(problem),
     };
     match &lease {
@@ -306,7 +304,10 @@ impl Keeper {
         for id in ended {
             let elsewhere = {
                 let leases = self.ingress.leases.borrow();
-                leases.iter().find(|((_, at), lease)| *at == id && lease.is_ok()).and_then(|(_, lease)| lease.clone().ok())
+                leases
+                    .iter()
+                    .find(|((_, at), lease)| *at == id && lease.is_ok())
+                    .and_then(|(_, lease)| lease.clone().ok())
             };
             self.notices.push("lease_lost", Some(gateway.to_string()), Some(id), "the gateway's tunnel is down".into());
             self.note_url(id, elsewhere).await;

@@ -205,7 +205,7 @@ async fn audit_refusal(database: &Database, ticket: PeerId, problem: &Problem) {
 
 /// Answers a ticket: makes the two machines trust each other. Gives the inviter's record and what it allows us.
 pub async fn join(parts: Parts<'_>, card: SignedCard, request: Join) -> Result<(PeerRecord, Grants), Problem> {
-    let ticket: Ticket = Zeroizing::new(request.ticket).parse().map_err(ticket_problem)?;
+    let ticket: Ticket = Zeroizing::new(request.ticket).parse().map_err(|error| ticket_problem(&error))?;
     check(parts, &ticket, request.name.as_ref())?;
     let granted = present(parts, &card, &ticket).await?;
     let inviter = ticket.inviter.card().peer;
@@ -305,7 +305,7 @@ pub fn change_problem(error: ChangeError) -> Problem {
     }
 }
 
-fn ticket_problem(error: CardError) -> Problem {
+fn ticket_problem(error: &CardError) -> Problem {
     let code = if matches!(error, CardError::NotOfThisKind(..)) { Code::InvalidArgument } else { Code::InvalidTicket };
     Problem::new(code, format!("the ticket is not valid: {error}"))
 }

@@ -98,7 +98,7 @@ impl Node {
         let keypair = identity.key.to_keypair();
         let (network, incoming) = Network::start(keypair, options, policy, protocols::offered()).await?;
         let events = network.events();
-        let room = match start_room(daemon, &identity).await {
+        let room = match start_room(daemon).await {
             Ok(room) => room,
             Err(error) => {
                 network.shutdown().await;
@@ -106,9 +106,9 @@ impl Node {
             }
         };
         let gateways = daemon.gateways.watch_peers();
-        let ingress =
-            Ingress::start(network.clone(), room.clone(), gateways, daemon.notices.clone(), &tasks, &stop);
-        let requester = Requester::new(network.clone(), identity.key.clone(), daemon.database.clone(), daemon.trust.clone());
+        let ingress = Ingress::start(network.clone(), room.clone(), gateways, daemon.notices.clone(), &tasks, &stop);
+        let requester =
+            Requester::new(network.clone(), identity.key.clone(), daemon.database.clone(), daemon.trust.clone());
         let incarnation = Incarnation::random();
         let node = Arc::new(Self {
             identity,
@@ -159,15 +159,11 @@ impl Node {
     }
 }
 
-async fn start_room(
-    daemon: &Daemon,
-    identity: &MachineIdentity,
-) -> Result<Option<Room<DockerEngine>>, StartError> {
+async fn start_room(daemon: &Daemon) -> Result<Option<Room<DockerEngine>>, StartError> {
     let Some(socket) = &daemon.settings.engine_socket else { return Ok(None) };
     let spool = daemon.data_dir.join("spool");
     data_dir::create_private(&spool)?;
     let options = room::Options {
-        node: identity.key.peer_id().to_string(),
         offer: daemon.settings.offer,
         spool,
         image_size_max: daemon.settings.image_size_max,
@@ -220,9 +216,12 @@ async fn watch_network(daemon: Arc<Daemon>, mut events: broadcast::Receiver<Netw
 }
 
 fn take(daemon: &Daemon, refusals: &mut Refusals, event: NetworkEvent, now: Timestamp) -> Option<Line> {
-    let tell = |kind, peer: &peer_proto::PeerId, message| daemon.notices.push(kind, Some(peer.to_string()), None, message);
+    let tell =
+        |kind, peer: &peer_proto::PeerId, message| daemon.notices.push(kind, Some(peer.to_string()), None, message);
     match event {
-        NetworkEvent::Connected { peer } => tell("peer_connected", &peer, format!("{} is connected", daemon.name_of(&peer))),
+        NetworkEvent::Connected { peer } => {
+            tell("peer_connected", &peer, format!("{} is connected", daemon.name_of(&peer)));
+        }
         NetworkEvent::Disconnected { peer, reason } => {
             let message = format!("the connection with {} is over: {reason}", daemon.name_of(&peer));
             tell("peer_disconnected", &peer, message);

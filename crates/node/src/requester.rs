@@ -50,12 +50,7 @@ struct Upload {
 
 impl Requester {
     /// Speaks over `network` with the key `identity`.
-    pub fn new(
-        network: Network,
-        identity: peer_proto::identity::Identity,
-        database: Database,
-        trust: Trust,
-    ) -> Self {
+    pub fn new(network: Network, identity: peer_proto::identity::Identity, database: Database, trust: Trust) -> Self {
         Self { network, identity, database, trust, uploads: Arc::default() }
     }
 
@@ -84,7 +79,7 @@ impl Requester {
         let deadline = Deadline::after(READ_DEADLINE);
         write_frame(&mut stream, &Call::Query(query), CONTROL_FRAME_MAX, deadline).await.map_err(lost)?;
         match read_frame(&mut stream, CONTROL_FRAME_MAX, deadline).await.map_err(lost)? {
-            Answer::Problem(problem) => Err(self.from_peer(&peer, problem)),
+            Answer::Problem(problem) => Err(self.in_name_of(&peer, &problem)),
             answer => Ok(answer),
         }
     }
@@ -98,8 +93,7 @@ impl Requester {
             let id = DeploymentId::derive(&self.identity.peer_id(), &request_id);
             memory::intend(&self.database, peer, id, deploy.specification.clone(), now).await?;
         }
-        let outgoing =
-            peer_proto::envelope::seal(&self.identity, peer, hello.incarnation, request_id, now, request);
+        let outgoing = peer_proto::envelope::seal(&self.identity, peer, hello.incarnation, request_id, now, request);
         let call = Call::Signed(outgoing.bytes);
         let sent = write_frame(&mut stream, &call, CONTROL_FRAME_MAX, Deadline::after(READ_DEADLINE)).await;
         sent.map_err(|error| exchange_problem(&self.name_of(&peer), &error))?;
@@ -142,7 +136,7 @@ impl Requester {
     }
 
     /// A provider's words, made safe to show, with its name in front.
-    pub(crate) fn from_peer(&self, peer: &PeerId, problem: Problem) -> Problem {
+    pub(crate) fn in_name_of(&self, peer: &PeerId, problem: &Problem) -> Problem {
         let message: String = peer_proto::text::escape(&problem.message).chars().take(2048).collect();
         Problem::new(problem.code, format!("{}: {message}", self.name_of(peer)))
     }
@@ -152,7 +146,12 @@ impl Requester {
     }
 
     /// Lets layers of the request be sent, until [`Requester::end_upload`].
-    pub fn begin_upload(&self, request: RequestHash, provider: PeerId, sizes: HashMap<Digest, u64>) -> Result<(), Problem> {
+    pub fn begin_upload(
+        &self,
+        request: RequestHash,
+        provider: PeerId,
+        sizes: HashMap<Digest, u64>,
+    ) -> Result<(), Problem> {
         let mut uploads = self.uploads();
         if uploads.len() >= UPLOADS_MAX {
             return Err(Problem::new(Code::NoCapacity, "too many images are being sent; try again later"));

@@ -2,9 +2,12 @@
 //!
 //! A commit is durable when it returns (WAL with `synchronous = FULL`). A damaged file is refused at the start.
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::durable::FileError;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 /// The tables of one room. Steps are only ever appended; each has run exactly once on every database.
@@ -35,6 +38,9 @@ pub enum DatabaseError {
         /// The room whose tables are newer.
         room: &'static str,
     },
+    /// The file cannot be made.
+    #[error(transparent)]
+    File(FileError),
     /// No space is left.
     #[error("the disk that holds the database is full; free some space and try again")]
     DiskFull,
@@ -68,6 +74,7 @@ impl Database {
     /// Opens or creates the file, checks it, and brings the tables of each room up to date.
     pub fn open(path: &Path, schemas: &[Schema]) -> Result<Self, DatabaseError> {
         let damaged = |detail: String| DatabaseError::Damaged { path: path.to_owned(), detail };
+        create_private(path).map_err(DatabaseError::File)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut connection = Connection::open_with_flags(path, flags)?;
         let prepared = prepare(&mut connection).and_then(|()| check(&connection));
@@ -115,6 +122,12 @@ impl Database {
         tx.commit().map_err(DatabaseError::from)?;
         Ok(value)
     }
+}
+
+/// SQLite gives its other files the mode of this one.
+fn create_private(path: &Path) -> Result<(), FileError> {
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);
+    file.map(drop).map_err(FileError::at("cannot create", path))
 }
 
 fn prepare(connection: &mut Connection) -> rusqlite::Result<()> {

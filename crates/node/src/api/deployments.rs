@@ -80,7 +80,9 @@ async fn list(State(daemon): State<Arc<Daemon>>, Query(query): Query<ListQuery>)
     let mut all = Deployments { deployments: Vec::new(), unreachable: Vec::new() };
     for (peer, connected, answer) in answers {
         match answer {
-            Ok(statuses) => all.deployments.extend(statuses.into_iter().map(|status| fresh(&node.requester, peer, status))),
+            Ok(statuses) => {
+                all.deployments.extend(statuses.into_iter().map(|status| fresh(&node.requester, peer, status)));
+            }
             Err(problem) => {
                 let known: Vec<_> = remembered.iter().filter(|known| known.peer == peer).collect();
                 // A friend who is away and runs nothing of ours is no news.
@@ -172,8 +174,7 @@ pub(super) fn source(image: Image) -> Result<ImageSource, Problem> {
 /// The layers that may be wanted, with their sizes.
 pub(super) fn sizes(image: &ImageSource) -> Result<HashMap<Digest, u64>, Problem> {
     let ImageSource::Offered(offer) = image else { return Ok(HashMap::new()) };
-    let configuration =
-        peer_compute::image::configuration::parse_offer(offer).map_err(|error| error.problem())?;
+    let configuration = peer_compute::image::configuration::parse_offer(offer).map_err(|error| error.problem())?;
     Ok(configuration.layers.into_iter().zip(offer.layer_sizes.iter().copied()).collect())
 }
 

@@ -27,7 +27,7 @@ use crate::requester::{Requester, exchange_problem};
 
 const FRAME_DEADLINE: Duration = Duration::from_secs(20);
 /// How long the provider may take to check and store a layer once it has come.
-const STORE_DEADLINE: Duration = Duration::from_secs(3600);
+const STORE_DEADLINE: Duration = Duration::from_hours(1);
 
 /// The routes of this part.
 pub(super) fn routes() -> Router<Arc<Daemon>> {
@@ -57,7 +57,11 @@ async fn push(State(daemon): State<Arc<Daemon>>, Json(body): Json<Push>) -> Resu
     let source = source(body.image)?;
     let sizes = sizes(&source)?;
     let ImageSource::Offered(offer) = source else {
-        return Err(Problem::new(Code::InvalidArgument, "a push sends an image that is here; nothing is to be fetched").into());
+        return Err(Problem::new(
+            Code::InvalidArgument,
+            "a push sends an image that is here; nothing is to be fetched",
+        )
+        .into());
     };
     let conversation = node.requester.request(peer, Request::Push(offer)).await?;
     Ok(ndjson(progress(node.requester.clone(), conversation, sizes)))
@@ -93,7 +97,7 @@ async fn layer(
     let (mut reader, mut writer) = stream.split();
     let offset = match read_frame(&mut reader, CONTROL_FRAME_MAX, Deadline::after(FRAME_DEADLINE)).await {
         Ok(LayerReply::From(offset)) => offset,
-        Ok(LayerReply::Refused(problem)) => return Err(requester.from_peer(&peer, problem).into()),
+        Ok(LayerReply::Refused(problem)) => return Err(requester.in_name_of(&peer, &problem).into()),
         Ok(LayerReply::Stored) => size,
         Err(error) => return Err(exchange_problem(&requester.name_of(&peer), &error).into()),
     };
@@ -113,7 +117,7 @@ async fn layer(
             daemon.metrics.layer_bytes_sent(bytes_sent);
             Ok(Json(LayerSent { digest: layer, bytes_sent }))
         }
-        Ok(LayerReply::Refused(problem)) => Err(requester.from_peer(&peer, problem).into()),
+        Ok(LayerReply::Refused(problem)) => Err(requester.in_name_of(&peer, &problem).into()),
         Ok(LayerReply::From(_)) => Err(Problem::new(Code::Malformed, "the peer answered out of turn").into()),
         Err(error) => Err(exchange_problem(&requester.name_of(&peer), &error).into()),
     }

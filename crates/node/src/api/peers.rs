@@ -156,8 +156,10 @@ fn shown(connections: &[ConnectionInfo]) -> Option<Connection> {
     let connection = control.or(connections.first())?;
     let age = u64::try_from(connection.since.elapsed().as_millis()).unwrap_or(u64::MAX);
     let round_trip = connection.round_trip.map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+    // The PeerId stands beside it already.
+    let address = connection.address.iter().filter(|part| !matches!(part, multiaddr::Protocol::P2p(_)));
     Some(Connection {
-        address: connection.address.to_string(),
+        address: address.collect::<multiaddr::Multiaddr>().to_string(),
         outbound: connection.direction == Direction::Outbound,
         since: Timestamp(clock::now().0.saturating_sub(age)),
         round_trip_microseconds: round_trip,

@@ -33,11 +33,7 @@ const FRAME_DEADLINE: Duration = Duration::from_secs(20);
 /// How long an answer waits for a gateway to give a public address, or to take it back.
 const LEASE_PATIENCE: Duration = Duration::from_secs(5);
 
-pub(super) async fn serve(
-    daemon: &Arc<Daemon>,
-    node: &Arc<Node>,
-    inbound: InboundStream,
-) -> Result<(), ExchangeError> {
+pub(super) async fn serve(daemon: &Arc<Daemon>, node: &Arc<Node>, inbound: InboundStream) -> Result<(), ExchangeError> {
     let (peer, mut stream) = (inbound.peer, inbound.stream);
     let version = env!("CARGO_PKG_VERSION").to_owned();
     let hello = Hello { incarnation: node.incarnation, clock: now(), version };
@@ -219,7 +215,9 @@ impl Conversation<'_, '_> {
                     match self.room.lacking(owner, self.replies.hash, offer).await {
                         Ok(layers) if layers.is_empty() => {}
                         Ok(layers) => self.replies.send(Event::Want(layers)).await?,
-                        Err(problem) => tracing::info!(deployment = %record.id, %problem, "image could not be asked for yet"),
+                        Err(problem) => {
+                            tracing::info!(deployment = %record.id, %problem, "image could not be asked for yet");
+                        }
                     }
                 }
                 self.follow(record.id, Goal::Running).await
@@ -372,6 +370,8 @@ async fn answer(daemon: &Daemon, node: &Node, peer: PeerId, query: Query) -> Res
         Query::List => Answer::List(room.statuses(peer).await.map_err(database)?.into_iter().map(brief).collect()),
         Query::Inspect(id) => Answer::Inspect(Box::new(explained(&node.ingress, room.status(peer, id).await?))),
         Query::Stats(id) => Answer::Stats(room.usage(peer, id).await?),
-        Query::Capacity => Answer::Capacity(room.capacity(record, peer_compute::fetch::architecture()).await.map_err(database)?),
+        Query::Capacity => {
+            Answer::Capacity(room.capacity(record, peer_compute::fetch::architecture()).await.map_err(database)?)
+        }
     })
 }

@@ -22,7 +22,7 @@ use crate::node::Node;
 /// How long one frame may take.
 const FRAME_DEADLINE: Duration = Duration::from_secs(20);
 /// How long a layer's sender may pause.
-const LAYER_PATIENCE: Duration = Duration::from_secs(60);
+const LAYER_PATIENCE: Duration = Duration::from_mins(1);
 /// How long connecting to a container's port may take.
 pub(crate) const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// Bytes of a layer that are read at one time.
@@ -38,11 +38,7 @@ fn room<'a>(daemon: &Daemon, node: &'a Node, peer: PeerId) -> Result<&'a Room<Do
     node.room.as_ref().ok_or_else(|| Problem::new(Code::NotGranted, "this machine runs no containers"))
 }
 
-pub(super) async fn layer(
-    daemon: &Arc<Daemon>,
-    node: &Arc<Node>,
-    inbound: InboundStream,
-) -> Result<(), ExchangeError> {
+pub(super) async fn layer(daemon: &Arc<Daemon>, node: &Arc<Node>, inbound: InboundStream) -> Result<(), ExchangeError> {
     let (peer, mut stream) = (inbound.peer, inbound.stream);
     let header: LayerHeader = read_frame(&mut stream, TUNNEL_FRAME_MAX, Deadline::after(FRAME_DEADLINE)).await?;
     let verdict = match receive(daemon, node, peer, &header, &mut stream).await {
@@ -65,9 +61,9 @@ async fn receive(
 ) -> Result<(), Problem> {
     let room = room(daemon, node, peer)?;
     let mut incoming = room.receive(peer, header.request, header.layer).await?;
-    let lost = |_| Problem::new(Code::MissingLayer, "the layer stopped coming; deploy again and the rest will be sent");
+    let lost = || Problem::new(Code::MissingLayer, "the layer stopped coming; deploy again and the rest will be sent");
     let reply = LayerReply::From(incoming.offset());
-    write_frame(stream, &reply, CONTROL_FRAME_MAX, Deadline::after(FRAME_DEADLINE)).await.map_err(|_| lost(()))?;
+    write_frame(stream, &reply, CONTROL_FRAME_MAX, Deadline::after(FRAME_DEADLINE)).await.map_err(|_| lost())?;
     let mut buffer = vec![0; LAYER_CHUNK];
     while incoming.rest() > 0 {
         let wanted = usize::try_from(incoming.rest()).unwrap_or(LAYER_CHUNK).min(LAYER_CHUNK);
@@ -77,17 +73,13 @@ async fn receive(
                 incoming.append(Bytes::copy_from_slice(&buffer[..length])).await?;
                 daemon.metrics.layer_bytes_received(length as u64);
             }
-            _ => return Err(lost(())),
+            _ => return Err(lost()),
         }
     }
     incoming.finish().await
 }
 
-pub(super) async fn logs(
-    daemon: &Arc<Daemon>,
-    node: &Arc<Node>,
-    inbound: InboundStream,
-) -> Result<(), ExchangeError> {
+pub(super) async fn logs(daemon: &Arc<Daemon>, node: &Arc<Node>, inbound: InboundStream) -> Result<(), ExchangeError> {
     let (peer, mut stream) = (inbound.peer, inbound.stream);
     let query: LogsQuery = read_frame(&mut stream, TUNNEL_FRAME_MAX, Deadline::after(FRAME_DEADLINE)).await?;
     let options = LogOptions { tail: query.tail, since: query.since, follow: query.follow };
@@ -169,7 +161,8 @@ pub(crate) async fn join_streams(
             drop(container.set_nodelay(true));
             write_frame(&mut stream, &StreamReply::Open, CONTROL_FRAME_MAX, deadline).await?;
             let mut stream = stream.into_tokio();
-            let copied = tokio::io::copy_bidirectional_with_sizes(&mut stream, &mut container, 32 << 10, 32 << 10).await;
+            let copied =
+                tokio::io::copy_bidirectional_with_sizes(&mut stream, &mut container, 32 << 10, 32 << 10).await;
             copied.map(drop).map_err(ExchangeError::Broken)
         }
     }

@@ -16,7 +16,7 @@ use super::{Requester, exchange_problem, memory};
 
 /// How long the provider may be silent: longer than the longest stop, shorter than for ever. Its own patience with a
 /// sender that has gone away is far shorter.
-const SILENCE_MAX: Duration = Duration::from_secs(1800);
+const SILENCE_MAX: Duration = Duration::from_mins(30);
 
 /// An answer under way.
 #[derive(Debug)]
@@ -74,13 +74,13 @@ impl Conversation {
         let intended = DeploymentId::derive(&me, &self.request_id);
         remember(&self.requester.database, self.peer, intended, first, &reply.event).await?;
         match reply.event {
-            Event::Failed(refusal) => Err(self.refused(refusal)),
+            Event::Failed(refusal) => Err(self.refused(&refusal)),
             event => Ok(event),
         }
     }
 
-    fn refused(&self, refusal: Refusal) -> Problem {
-        let problem = self.requester.from_peer(&self.peer, refusal.problem);
+    fn refused(&self, refusal: &Refusal) -> Problem {
+        let problem = self.requester.in_name_of(&self.peer, &refusal.problem);
         if problem.code != Code::ClockDrift {
             return problem;
         }

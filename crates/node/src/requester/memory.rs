@@ -70,7 +70,10 @@ pub(super) async fn replace(
     write(database, move |tx| {
         // What was noted a moment ago may be on its way there still.
         let settled = Timestamp(now.0.saturating_sub(60_000));
-        tx.execute("DELETE FROM remote_deployment WHERE peer = ?1 AND as_of < ?2", params![peer.to_bytes(), settled.0])?;
+        tx.execute(
+            "DELETE FROM remote_deployment WHERE peer = ?1 AND as_of < ?2",
+            params![peer.to_bytes(), settled.0],
+        )?;
         statuses.iter().try_for_each(|status| put(tx, peer, status, now))
     })
     .await
@@ -89,9 +92,8 @@ pub(super) async fn forget(database: &Database, id: DeploymentId) -> Result<(), 
 pub(super) async fn all(database: &Database) -> Result<Vec<Remembered>, Problem> {
     let mut all = write(database, |tx| {
         let mut statement = tx.prepare_cached("SELECT peer, status, as_of FROM remote_deployment")?;
-        let rows = statement.query_map([], |row| {
-            Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, Vec<u8>>(1)?, Timestamp(row.get(2)?)))
-        })?;
+        let rows = statement
+            .query_map([], |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, Vec<u8>>(1)?, Timestamp(row.get(2)?))))?;
         rows.collect::<Result<Vec<_>, _>>().map_err(DatabaseError::from)
     })
     .await?

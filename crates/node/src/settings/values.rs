@@ -92,7 +92,7 @@ impl<'a> Reader<'a> {
         let offer_containers = self.one("offer_containers", || "32".into(), number);
         let image_size_max = self.one("image_size_max", || "4g".into(), str::parse::<ByteSize>);
         let metrics_listen = self.one("metrics_listen", String::new, loopback);
-        let log = self.one("log", || "info".into(), filter);
+        let log = self.one("log", || "info,libp2p_swarm=warn".into(), filter);
         let log_format = self.one("log_format", || "text".into(), log_format);
         let limits = self.limits();
         Some(Settings {

@@ -63,7 +63,9 @@ fn a_ticket_works_once_and_in_its_time() {
     let (expired, _) = invite(&["--expires", "1s"]);
     std::thread::sleep(std::time::Duration::from_millis(1200));
     carol.try_ctl(&["join", &expired]).refused("invalid_ticket", 4);
-    for garbage in ["ticket", "peerticket1.AAAA", &ticket[..ticket.len() - 3], bob.ctl(&["whoami", "--card"]).stdout.trim()] {
+    for garbage in
+        ["ticket", "peerticket1.AAAA", &ticket[..ticket.len() - 3], bob.ctl(&["whoami", "--card"]).stdout.trim()]
+    {
         let output = carol.try_ctl(&["join", garbage]);
         assert!(["invalid_ticket", "invalid_argument"].contains(&output.code()), "{output:?}");
     }

@@ -80,7 +80,8 @@ fn g4_every_protocol_answers_alike_for_a_foreign_and_an_absent_deployment() {
     friends.carol.kill();
     let wire = Wire::of(&friends.carol, &[&friends.pair.bob]);
     let bob = &friends.pair.bob;
-    let [foreign, own, none] = [&friends.secret, &friends.mine, &absent()].map(|id| id.parse::<DeploymentId>().unwrap());
+    let [foreign, own, none] =
+        [&friends.secret, &friends.mine, &absent()].map(|id| id.parse::<DeploymentId>().unwrap());
     for request in [Request::Stop, Request::Start, Request::Restart, Request::Remove] {
         let answer = |id| {
             let sealed = wire.seal(bob, request(id), 0);

@@ -78,9 +78,9 @@ fn v3_racing_copies_run_once() {
         let mut answers: Vec<_> = (0..4).map(|_| wire.begin(&pair.bob, &request.bytes)).collect();
         let first: Vec<_> = answers.iter_mut().map(|answer| answer.next().unwrap()).collect();
         let accepted = first.iter().filter(|event| matches!(event, Event::Accepted(_))).count();
-        let repeated = first.iter().filter(
-            |event| matches!(event, Event::Failed(refusal) if refusal.problem.code == Code::DuplicateRequest),
-        );
+        let repeated = first
+            .iter()
+            .filter(|event| matches!(event, Event::Failed(refusal) if refusal.problem.code == Code::DuplicateRequest));
         assert_eq!((accepted, repeated.count()), (1, 3), "{first:?}");
     }
     assert_eq!(names(&wire, &pair.bob).len(), 3);

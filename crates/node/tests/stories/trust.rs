@@ -142,11 +142,10 @@ fn a_changed_audit_log_is_told() {
     assert!(bob.json(&["audit", "verify"])["lines"].as_u64().unwrap() >= 3);
     bob.stop().success();
     let database = bob.database();
-    let audit = database.query_row(
-        "SELECT name FROM sqlite_schema WHERE type = 'table' AND name LIKE 'audit%'",
-        [],
-        |row| row.get::<_, String>(0),
-    );
+    let audit =
+        database.query_row("SELECT name FROM sqlite_schema WHERE type = 'table' AND name LIKE 'audit%'", [], |row| {
+            row.get::<_, String>(0)
+        });
     let table = audit.unwrap();
     // Whoever can write the file can also take the triggers away that keep lines from being changed.
     let mut statement = database.prepare("SELECT name FROM sqlite_schema WHERE type = 'trigger'").unwrap();

@@ -38,8 +38,7 @@ pub(super) async fn resolve(
 
 fn choose(known: &[Remembered], text: &str, peer: Option<PeerId>) -> Result<(PeerId, DeploymentId), Problem> {
     let candidates = || known.iter().filter(|known| peer.is_none_or(|peer| known.peer == peer));
-    let by_name: Vec<_> =
-        candidates().filter(|known| known.status.specification.name.as_str() == text).collect();
+    let by_name: Vec<_> = candidates().filter(|known| known.status.specification.name.as_str() == text).collect();
     let by_id: Vec<_> = candidates()
         .filter(|known| text.len() >= PREFIX_MIN && known.status.id.to_string().starts_with(text))
         .collect();

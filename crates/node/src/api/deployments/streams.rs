@@ -28,7 +28,7 @@ use crate::requester::{Requester, exchange_problem};
 
 const FRAME_DEADLINE: Duration = Duration::from_secs(20);
 /// A followed log may be silent for long; the connection's own pings notice when the peer is gone.
-const SILENCE_MAX: Duration = Duration::from_secs(30 * 86_400);
+const SILENCE_MAX: Duration = Duration::from_hours(30 * 24);
 
 #[derive(Debug, Deserialize)]
 pub(super) struct LogsOptions {
@@ -81,7 +81,7 @@ impl Following {
                 return;
             }
             Ok(LogFrame::End) => LogEntry::End,
-            Ok(LogFrame::Problem(problem)) => LogEntry::Problem(self.requester.from_peer(&self.peer, problem)),
+            Ok(LogFrame::Problem(problem)) => LogEntry::Problem(self.requester.in_name_of(&self.peer, &problem)),
             Err(error) => LogEntry::Problem(exchange_problem(&self.requester.name_of(&self.peer), &error)),
         };
         self.entries.push_back(last);
@@ -104,7 +104,9 @@ pub(super) async fn forward(
 ) -> Result<Response, Failure> {
     let upgrade = request.headers().get(header::UPGRADE).and_then(|value| value.to_str().ok());
     if upgrade != Some(FORWARD_UPGRADE) {
-        return Err(Problem::new(Code::InvalidArgument, format!("forwarding needs 'Upgrade: {FORWARD_UPGRADE}'")).into());
+        return Err(
+            Problem::new(Code::InvalidArgument, format!("forwarding needs 'Upgrade: {FORWARD_UPGRADE}'")).into()
+        );
     }
     let node = daemon.node().await?;
     let (peer, deployment) = resolve(&daemon, &node, &text, options.peer.as_deref()).await?;
@@ -116,7 +118,7 @@ pub(super) async fn forward(
     write_frame(&mut stream, &header, CONTROL_FRAME_MAX, deadline).await.map_err(lost)?;
     match read_frame(&mut stream, CONTROL_FRAME_MAX, deadline).await.map_err(lost)? {
         StreamReply::Open => {}
-        StreamReply::Refused(problem) => return Err(requester.from_peer(&peer, problem).into()),
+        StreamReply::Refused(problem) => return Err(requester.in_name_of(&peer, &problem).into()),
     }
     let upgraded = hyper::upgrade::on(request);
     node.spawn(async move {

@@ -81,9 +81,7 @@ impl Gate {
     pub(crate) fn admit(&self, provider: &Machine) {
         self.ctl(&["allow", &provider.peer_id]).success();
         provider.ctl(&["gateway", "add", &self.address()]);
-        eventually("the tunnel stands", || {
-            (provider.json(&["gateway", "list"])[0]["connected"] == true).then_some(())
-        });
+        eventually("the tunnel stands", || (provider.json(&["gateway", "list"])[0]["connected"] == true).then_some(()));
     }
 
     /// Opens a connection for the host of a public address.

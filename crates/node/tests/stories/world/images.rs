@@ -24,7 +24,8 @@ pub(crate) fn probe() -> Image {
 pub(crate) fn salted(name: &str) -> Builder {
     let program = std::fs::read(examples::path(name).unwrap()).unwrap();
     let base = Layer::new().directory("/tmp").directory("/etc").directory("/data").directory("/usr").directory("/dev");
-    let builder = Builder::new(&format!("{name}:test")).layer(base.directory("/proc")).binary(&format!("/{name}"), &program);
+    let builder =
+        Builder::new(&format!("{name}:test")).layer(base.directory("/proc")).binary(&format!("/{name}"), &program);
     builder.layer(Layer::new().file("/salt", salt().as_bytes(), 0o644)).command(&[format!("/{name}")]).expose(8080)
 }
 

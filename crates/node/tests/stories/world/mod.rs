@@ -97,8 +97,6 @@ impl Trio {
 
     /// The public address of a deployment, once it is live.
     pub(crate) fn url(&self, name: &str) -> String {
-        eventually("a public address", || {
-            Some(self.pair.alice.json(&["status", name])["url"].as_str()?.to_owned())
-        })
+        eventually("a public address", || Some(self.pair.alice.json(&["status", name])["url"].as_str()?.to_owned()))
     }
 }

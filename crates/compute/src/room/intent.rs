@@ -1,0 +1,138 @@
+//! What owners want: recorded in the transaction that authorised it, and driven on from there.
+
+use peer_proto::code::{Code, Problem, Threat};
+use peer_proto::deploy::{DeployRequest, ImageSource, Request, State};
+use peer_proto::id::DeploymentId;
+use peer_state::database::{DatabaseError, Tx};
+use peer_trust::authorise::Authorised;
+use peer_trust::refusal::Refusal;
+
+use super::{Room, no_such_deployment};
+use crate::deployment::{Life, Step, Wanted};
+use crate::engine::Engine;
+use crate::ledger;
+use crate::record::{self, Record};
+
+impl<E: Engine> Room<E> {
+    /// Records a deployment and reserves its share, in the transaction that authorised it.
+    pub fn record(
+        &self,
+        tx: &Tx<'_>,
+        authorised: &Authorised<'_>,
+        request: &DeployRequest,
+    ) -> Result<Result<Record, Refusal>, DatabaseError> {
+        let owner = authorised.owner();
+        if let Err(refusal) = self.check_deploy(request) {
+            return Ok(Err(refusal));
+        }
+        if let Some(holder) = record::find_by_name(tx, &owner, request.specification.name.as_str())? {
+            // A deployment that never ran has nothing to lose; a new try under its name takes its place.
+            if !matches!(holder.life, Life::Failed(_)) || holder.started_at.is_some() {
+                let message = format!(
+                    "you have a deployment called '{}' on this machine already; remove it, or choose another name with --name",
+                    request.specification.name
+                );
+                return Ok(Err(Refusal::new(Code::NameTaken, Threat::G4, message)));
+            }
+            record::delete(tx, holder.id)?;
+        }
+        let held = ledger::held(&record::all(tx)?, None);
+        if let Err(refusal) = ledger::reserve(&self.inner.options.offer, &held, &request.specification.limits) {
+            return Ok(Err(refusal));
+        }
+        let signed = authorised.request();
+        let record = Record {
+            id: DeploymentId::derive(&owner, &signed.request_id()),
+            owner,
+            specification: request.specification.clone(),
+            source: request.image.clone(),
+            image: None,
+            request: signed.request_id(),
+            request_hash: signed.hash(),
+            slot: record::free_slot(tx)?,
+            wanted: Wanted::Running,
+            life: Life::Pending,
+            restarts: 0,
+            restarts_in_row: 0,
+            exit_code: None,
+            created_at: (self.inner.options.clock)(),
+            started_at: None,
+        };
+        record::insert(tx, &record)?;
+        Ok(Ok(record))
+    }
+
+    fn check_deploy(&self, request: &DeployRequest) -> Result<(), Refusal> {
+        let refuse = |problem: Problem| Refusal { problem, threat: Threat::V4, outcome: None };
+        request.specification.check().map_err(refuse)?;
+        match &request.image {
+            ImageSource::Offered(offer) => crate::fetch::check_offer(offer, &self.inner.options).map_err(refuse),
+            ImageSource::Registry(_) => Ok(()),
+        }
+    }
+
+    /// Changes what the owner wants of a deployment, in the transaction that authorised it.
+    pub fn want(
+        &self,
+        tx: &Tx<'_>,
+        authorised: &Authorised<'_>,
+        id: DeploymentId,
+        request: &Request,
+    ) -> Result<Result<Record, Refusal>, DatabaseError> {
+        let Some(mut record) = record::find_owned(tx, &authorised.owner(), id)? else {
+            return Ok(Err(Refusal { problem: no_such_deployment(), threat: Threat::G4, outcome: None }));
+        };
+        let changed = match request {
+            Request::Stop(_) => want_stopped(&mut record),
+            Request::Start(_) => want_running(&mut record),
+            Request::Restart(_) => want_restarted(&mut record),
+            Request::Remove(_) => want_removed(&mut record),
+            Request::Deploy(_) | Request::Push(_) => Ok(()),
+        };
+        if let Err(problem) = changed {
+            return Ok(Err(Refusal { problem, threat: Threat::G4, outcome: None }));
+        }
+        if matches!(request, Request::Start(_) | Request::Restart(_)) && record.life.state() == State::Pending {
+            let others: Vec<_> = record::all(tx)?.into_iter().filter(|other| other.id != id).collect();
+            let held = ledger::held(&others, None);
+            if let Err(refusal) = ledger::reserve(&self.inner.options.offer, &held, &record.specification.limits) {
+                return Ok(Err(refusal));
+            }
+        }
+        record::update(tx, &record)?;
+        Ok(Ok(record))
+    }
+}
+
+fn want_stopped(record: &mut Record) -> Result<(), Problem> {
+    record.wanted = Wanted::Stopped;
+    if record.life.state().holds_share() && record.life != Life::Stopping { record.step(Step::Stop) } else { Ok(()) }
+}
+
+fn want_running(record: &mut Record) -> Result<(), Problem> {
+    if record.wanted == Wanted::Removed {
+        return Err(no_such_deployment());
+    }
+    if record.life.state().holds_share() {
+        let message = format!("the deployment is {} already", record.life.state());
+        return Err(Problem::new(Code::WrongState, message));
+    }
+    (record.wanted, record.restarts, record.restarts_in_row) = (Wanted::Running, 0, 0);
+    record.step(Step::Start)
+}
+
+fn want_restarted(record: &mut Record) -> Result<(), Problem> {
+    if record.life.state().holds_share() {
+        want_stopped(record)?;
+        record.wanted = Wanted::Restarted;
+        Ok(())
+    } else {
+        want_running(record)
+    }
+}
+
+pub(super) fn want_removed(record: &mut Record) -> Result<(), Problem> {
+    want_stopped(record)?;
+    record.wanted = Wanted::Removed;
+    Ok(())
+}
