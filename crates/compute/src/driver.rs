@@ -90,20 +90,23 @@ async fn after_trouble<E: Engine>(inner: &Inner<E>, id: DeploymentId, trouble: T
         Trouble::Final(problem) => problem,
     };
     tracing::info!(deployment = %id, code = %problem.code, message = problem.message, "deployment failed");
-    let failed = inner
+    if let Err(error) = fail(inner, id, problem).await {
+        tracing::error!(deployment = %id, %error, "the database is tried again");
+    }
+    RETRY
+}
+
+/// Ends a deployment that cannot go on. Its owner may have ended it meanwhile; then its failure is of no interest.
+pub(crate) async fn fail<E: Engine>(inner: &Inner<E>, id: DeploymentId, problem: Problem) -> Result<(), Trouble> {
+    inner
         .change(id, move |record| {
-            // Its owner may have ended it meanwhile; then its failure is of no interest.
             if record.wanted == Wanted::Running && record.life.state().holds_share() {
                 record.step(Step::Fail(problem))
             } else {
                 Ok(())
             }
         })
-        .await;
-    if let Err(error) = failed {
-        tracing::error!(deployment = %id, %error, "the database is tried again");
-    }
-    RETRY
+        .await
 }
 
 async fn round<E: Engine>(inner: &Inner<E>, id: DeploymentId, wake: &Notify) -> Result<Round, Trouble> {
@@ -421,6 +424,7 @@ async fn remove<E: Engine>(inner: &Inner<E>, record: &Record) -> Result<Round, T
         })
         .await?;
     inner.announce_removed(record);
+    inner.untidy.notify_one();
     Ok(Round::Gone)
 }
 
@@ -470,7 +474,7 @@ pub(crate) async fn tidy_up<E: Engine>(inner: Arc<Inner<E>>) {
                 TIDY
             }
         };
-        if inner.cancel.run_until_cancelled(sleep(pause)).await.is_none() {
+        if inner.cancel.run_until_cancelled(timeout(pause, inner.untidy.notified())).await.is_none() {
             return;
         }
     }

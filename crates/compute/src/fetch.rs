@@ -11,7 +11,7 @@ use bytes::Bytes;
 use peer_proto::PeerId;
 use peer_proto::code::{Code, Problem, Threat};
 use peer_proto::deploy::{ImageOffer, ImageSource, RegistryReference};
-use peer_proto::id::{Digest, RequestHash};
+use peer_proto::id::{DeploymentId, Digest, RequestHash};
 use peer_state::database::DatabaseError;
 use peer_trust::refusal::Refusal;
 use tokio::sync::Notify;
@@ -215,6 +215,13 @@ impl<E: Engine> Room<E> {
         lacking(&self.inner, owner, request, offer).await.map_err(into_problem)
     }
 
+    /// Ends a deployment whose image cannot even be asked for; a new try may take its place.
+    pub async fn abandon(&self, id: DeploymentId, problem: Problem) {
+        if let Err(error) = crate::driver::fail(&self.inner, id, problem).await {
+            tracing::error!(deployment = %id, %error, "a deployment could not be ended");
+        }
+    }
+
     /// Begins to take a layer that a request waits for.
     pub async fn receive(
         &self,
@@ -273,8 +280,15 @@ async fn lacking<E: Engine>(
 pub(crate) async fn image<E: Engine>(inner: &Inner<E>, record: &Record) -> Result<Digest, Trouble> {
     match &record.source {
         ImageSource::Offered(offer) => {
-            let image = offered(inner, record.owner, record.request_hash, offer).await;
-            inner.transfers.end(record.request_hash);
+            let (owner, request) = (record.owner, record.request_hash);
+            // Nobody is there to send layers to a deployment that is merely started again.
+            if record.started_at.is_some() && !lacking(inner, owner, request, offer).await?.is_empty() {
+                let message =
+                    "its image has been removed from the provider's engine; remove the deployment and deploy again";
+                return Err(Problem::new(Code::NoSuchImage, message).into());
+            }
+            let image = offered(inner, owner, request, offer).await;
+            inner.transfers.end(request);
             image
         }
         ImageSource::Registry(reference) => pulled(inner, record.owner, reference).await,

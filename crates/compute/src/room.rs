@@ -109,6 +109,8 @@ pub(crate) struct Inner<E> {
     pub(crate) connector: Connector,
     pub(crate) transfers: Transfers,
     pub(crate) cancel: CancellationToken,
+    /// Asks for a look at leftovers before the next one is due.
+    pub(crate) untidy: Notify,
     live: Mutex<HashMap<DeploymentId, Live>>,
     changes: broadcast::Sender<Change>,
     tasks: TaskTracker,
@@ -139,6 +141,7 @@ impl<E: Engine> Room<E> {
             transfers,
             options,
             cancel: CancellationToken::new(),
+            untidy: Notify::new(),
             live: Mutex::default(),
             changes: broadcast::Sender::new(CHANGES_KEPT),
             tasks: TaskTracker::new(),

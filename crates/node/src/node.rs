@@ -30,10 +30,6 @@ use crate::{card, clock, dispatch, health, protocols};
 const REFUSALS_PAUSE: Duration = Duration::from_secs(5);
 /// Longest wait for the tasks of a node that shuts down.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a deployment waits for its layers when nothing arrives.
-const TRANSFER_PATIENCE: Duration = Duration::from_mins(2);
-/// How long an image that we brought is kept when nothing uses it: a day (milliseconds).
-const IMAGE_KEEP_MILLISECONDS: u64 = 24 * 3_600_000;
 
 /// Why the node does not start.
 #[derive(Debug, thiserror::Error)]
@@ -167,8 +163,8 @@ async fn start_room(daemon: &Daemon) -> Result<Option<Room<DockerEngine>>, Start
         offer: daemon.settings.offer,
         spool,
         image_size_max: daemon.settings.image_size_max,
-        transfer_patience: TRANSFER_PATIENCE,
-        image_keep_milliseconds: IMAGE_KEEP_MILLISECONDS,
+        transfer_patience: Duration::from_secs(daemon.settings.transfer_patience.seconds),
+        image_keep_milliseconds: daemon.settings.image_keep.seconds.saturating_mul(1000),
         clock: clock::now,
     };
     Ok(Some(Room::start(daemon.database.clone(), DockerEngine::new(socket), options).await?))

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use peer_compute::ledger::Offer;
 use peer_net::{Limits, Multiaddr};
 use peer_proto::control::Setting;
-use peer_proto::unit::ByteSize;
+use peer_proto::unit::{ByteSize, Span};
 
 pub use command_line::{Invocation, Task, UsageError, parse};
 pub(crate) use values::peer_address;
@@ -101,6 +101,10 @@ pub struct Settings {
     pub offer: Offer,
     /// Largest image accepted (bytes, unpacked).
     pub image_size_max: ByteSize,
+    /// How long an image that peers brought is kept when nothing uses it.
+    pub image_keep: Span,
+    /// How long a deployment waits for its image when nothing arrives.
+    pub transfer_patience: Span,
     /// Loopback address at which metrics are served beside the local interface.
     pub metrics_listen: Option<SocketAddr>,
     /// What is logged, as a filter of `tracing`.

@@ -215,24 +215,12 @@ impl Conversation<'_, '_> {
                     match self.room.lacking(owner, self.replies.hash, offer).await {
                         Ok(layers) if layers.is_empty() => {}
                         Ok(layers) => self.replies.send(Event::Want(layers)).await?,
-                        Err(problem) => {
-                            tracing::info!(deployment = %record.id, %problem, "image could not be asked for yet");
-                        }
+                        Err(problem) => self.room.abandon(record.id, problem).await,
                     }
                 }
                 self.follow(record.id, Goal::Running).await
             }
-            (Request::Start(_) | Request::Restart(_), Some(record)) => {
-                if let ImageSource::Offered(offer) = &record.source {
-                    // Its image may have been cleaned away since; whoever asks can send it again.
-                    if let Ok(layers) = self.room.lacking(self.replies.peer, record.request_hash, offer).await
-                        && !layers.is_empty()
-                    {
-                        tracing::info!(deployment = %record.id, "the image of a stopped deployment is gone");
-                    }
-                }
-                self.follow(record.id, Goal::Running).await
-            }
+            (Request::Start(_) | Request::Restart(_), Some(record)) => self.follow(record.id, Goal::Running).await,
             (Request::Stop(_), Some(record)) => self.follow(record.id, Goal::Stopped).await,
             (Request::Remove(_), Some(record)) => self.follow(record.id, Goal::Removed).await,
             (_, None) => Ok(()),

@@ -54,6 +54,8 @@ pub(super) const KEYS: &[Key] = &[
     one("offer_memory", "SIZE", "Memory that all peers together may use, such as 4g"),
     one("offer_containers", "NUMBER", "Deployments that all peers together may hold"),
     one("image_size_max", "SIZE", "Largest image accepted, unpacked"),
+    one("image_keep", "SPAN", "How long an image that peers brought is kept when nothing uses it, such as 24h"),
+    one("transfer_patience", "SPAN", "How long a deployment waits for its image when nothing arrives, such as 2m"),
     one("metrics_listen", "HOST:PORT", "Loopback address to serve metrics on as well"),
     one("log", "FILTER", "What is logged, such as info or peer_node=debug,warn"),
     one("log_format", "FORMAT", "text or json"),

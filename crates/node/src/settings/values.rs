@@ -9,7 +9,7 @@ use peer_compute::ledger::Offer;
 use peer_net::{Limits, Multiaddr};
 use peer_proto::control::Setting;
 use peer_proto::text::escape;
-use peer_proto::unit::{ByteSize, Millicores};
+use peer_proto::unit::{ByteSize, Millicores, Span};
 
 use super::{Given, LogFormat, SettingError, Settings, Source, keys};
 
@@ -91,6 +91,8 @@ impl<'a> Reader<'a> {
         let offer_memory = self.one("offer_memory", default_memory, str::parse::<ByteSize>);
         let offer_containers = self.one("offer_containers", || "32".into(), number);
         let image_size_max = self.one("image_size_max", || "4g".into(), str::parse::<ByteSize>);
+        let image_keep = self.one("image_keep", || "24h".into(), str::parse::<Span>);
+        let transfer_patience = self.one("transfer_patience", || "2m".into(), str::parse::<Span>);
         let metrics_listen = self.one("metrics_listen", String::new, loopback);
         let log = self.one("log", || "info,libp2p_swarm=warn".into(), filter);
         let log_format = self.one("log_format", || "text".into(), log_format);
@@ -108,6 +110,8 @@ impl<'a> Reader<'a> {
                 containers: u32::try_from(offer_containers?).ok()?,
             },
             image_size_max: image_size_max?,
+            image_keep: image_keep?,
+            transfer_patience: transfer_patience?,
             metrics_listen: metrics_listen?,
             log: log?,
             log_format: log_format?,

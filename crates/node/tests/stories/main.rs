@@ -5,7 +5,15 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a failing step is a failing test, and says why")]
 
+mod engines;
+mod bad_input;
+mod commands;
+mod crash;
+mod gateway;
 mod identity;
+mod images;
+mod isolation;
+mod lifecycle;
 mod main_job;
 mod ownership;
 mod requests;

@@ -76,6 +76,7 @@ fn removal_may_keep_the_deployments() {
     let pair = Pair::start();
     pair.hello("web", &[]);
     let running = pair.bob.containers_with(&[]);
+    assert_eq!(running.len(), 1);
     pair.bob.ctl(&["peers", "remove", "alice", "--keep-deployments"]);
     assert_eq!(pair.bob.containers_with(&[]), running);
     assert_eq!(pair.bob.json(&["ps", "--hosted"])["deployments"][0]["state"], "running");

@@ -29,6 +29,54 @@ pub(crate) fn salted(name: &str) -> Builder {
     builder.layer(Layer::new().file("/salt", salt().as_bytes(), 0o644)).command(&[format!("/{name}")]).expose(8080)
 }
 
+/// A shell that runs this script.
+pub(crate) fn shell(script: &str) -> Image {
+    let program = std::fs::read("/bin/busybox").expect("busybox-static is installed");
+    let names = ["sh", "sleep", "nc", "printf", "cat", "seq"];
+    let layer = Layer::new().file("/bin/busybox", &program, 0o755).directory("/tmp").directory("/etc");
+    let layer = names.iter().fold(layer, |layer, name| layer.link(&format!("/bin/{name}"), "busybox"));
+    let salt = Layer::new().file("/salt", salt().as_bytes(), 0o644);
+    Builder::new("shell:test").layer(layer).layer(salt).command(&["/bin/sh", "-c", script]).build().unwrap()
+}
+
+/// So many bytes that no other call gives.
+pub(crate) fn noise(length: usize) -> Vec<u8> {
+    let seed: Vec<u8> = salt().into_bytes();
+    let mut state = seed.iter().fold(1_u64, |state, byte| state.wrapping_mul(0x100_0000_01b3) ^ u64::from(*byte));
+    let words = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    });
+    words.flatten().take(length).collect()
+}
+
+/// An image in the local engine under a name of its own, removed at the end.
+pub(crate) struct Loaded {
+    pub(crate) name: String,
+    pub(crate) id: String,
+}
+
+impl Loaded {
+    pub(crate) fn load(image: &Image, files: &Files) -> Self {
+        let mut named = image.clone();
+        named.name = format!("peer-test-{}:1", salt());
+        docker(&["load", "--input", &files.write(&named)]);
+        Self { name: named.name, id: image.id().to_string() }
+    }
+
+    pub(crate) fn is_there(&self) -> bool {
+        docker_try(&["image", "inspect", &self.name]).status == 0
+    }
+}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        docker_try(&["rmi", "--force", &self.name]);
+    }
+}
+
 /// A directory of files to deploy.
 pub(crate) struct Files {
     directory: TempDir,

@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{Answer, docker_try, eventually, free_port};
+use super::{Answer, docker, docker_try, eventually, free_port};
 
 /// Longest run of one `peerctl`.
 const COMMAND_MAX: Duration = Duration::from_secs(120);
@@ -247,11 +247,6 @@ impl Machine {
         self.daemon.as_ref().map(Running::stderr).unwrap_or_default()
     }
 
-    /// Changes a flag of the daemon for its next start.
-    pub(crate) fn set_flag(&mut self, flag: &str, value: &str) {
-        self.arguments.extend([flag.to_owned(), value.to_owned()]);
-    }
-
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_peerctl"));
         command.args(arguments).env("PEER_SOCKET", self.socket()).env_remove("XDG_RUNTIME_DIR");
@@ -342,12 +337,17 @@ impl Machine {
     }
 
     pub(crate) fn containers_with(&self, flags: &[&str]) -> Vec<String> {
-        if self.peer_id.is_empty() {
-            return Vec::new();
-        }
-        let filter = format!("label=peer-compute.node={}", self.peer_id);
-        let listed = docker_try(&[&["ps", "--no-trunc", "--format", "{{.ID}}", "--filter", &filter], flags].concat());
-        listed.stdout.lines().map(str::to_owned).collect()
+        let filter = format!("label=peer-compute.node={}", self.mark().expect("it has a room of containers"));
+        docker(&[&["ps", "--no-trunc", "--format", "{{.ID}}", "--filter", &filter], flags].concat())
+            .lines()
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// What marks its containers in the engine.
+    fn mark(&self) -> Option<String> {
+        let database = Connection::open(self.data().join("peer.db")).ok()?;
+        database.query_row("SELECT mark FROM room_mark", [], |row| row.get(0)).ok()
     }
 
     fn brought_images(&self) -> Vec<String> {
@@ -367,7 +367,7 @@ impl Drop for Machine {
             eprintln!("---- last lines of {}'s log\n{}", self.name, last.join("\n"));
         }
         self.kill();
-        if !self.has_engine {
+        if !self.has_engine || self.mark().is_none() {
             return;
         }
         for container in self.containers() {

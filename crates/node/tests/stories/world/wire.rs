@@ -1,5 +1,6 @@
 //! A peer that has a machine's key and speaks the protocols itself, so that it can send what no daemon of ours would.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use peer_trust::key_file;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
+use super::gate::Gate;
 use super::machine::Machine;
 
 const FRAME_MAX: Duration = Duration::from_secs(30);
@@ -40,12 +42,24 @@ impl Wire {
 
     /// Speaks with any key.
     pub(crate) fn with(identity: Identity, others: &[&Machine]) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let admitted = others.iter().map(|other| {
             let admission = Admission { role: Role::Peer, addresses: vec![other.address.parse().unwrap()] };
             (id_of(other), admission)
         });
-        let policy = watch::Sender::new(Arc::new(Policy { admitted: admitted.collect() }));
+        Self::admitting(identity, admitted.collect())
+    }
+
+    /// Speaks with any key to a gateway.
+    pub(crate) fn provider(identity: Identity, gate: &Gate) -> Self {
+        let full = gate.address();
+        let (address, peer) = full.split_once("/p2p/").unwrap();
+        let admission = Admission { role: Role::Gateway, addresses: vec![address.parse().unwrap()] };
+        Self::admitting(identity, [(peer.parse().unwrap(), admission)].into())
+    }
+
+    fn admitting(identity: Identity, admitted: HashMap<PeerId, Admission>) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let policy = watch::Sender::new(Arc::new(Policy { admitted }));
         let start = Network::start(identity.to_keypair(), Options::default(), policy.subscribe(), Protocols::none());
         let (network, incoming) = runtime.block_on(start).unwrap();
         Self { identity, runtime, network, _incoming: incoming, _policy: policy }
@@ -53,7 +67,16 @@ impl Wire {
 
     /// Opens a stream; the text says why not.
     pub(crate) fn open(&self, to: &Machine, protocol: Protocol) -> Result<Stream, String> {
-        let opened = self.runtime.block_on(self.network.open(id_of(to), protocol, Traffic::Control));
+        self.open_to(id_of(to), protocol)
+    }
+
+    /// Opens a stream to a gateway.
+    pub(crate) fn open_gate(&self, gate: &Gate, protocol: Protocol) -> Result<Stream, String> {
+        self.open_to(gate.info()["peer_id"].as_str().unwrap().parse().unwrap(), protocol)
+    }
+
+    fn open_to(&self, peer: PeerId, protocol: Protocol) -> Result<Stream, String> {
+        let opened = self.runtime.block_on(self.network.open(peer, protocol, Traffic::Control));
         opened.map_err(|error| error.to_string())
     }
 
@@ -121,11 +144,19 @@ impl Wire {
         T: minicbor::Encode<()>,
         A: minicbor::Encode<()> + for<'b> minicbor::Decode<'b, ()>,
     {
-        let mut stream = self.open(to, protocol)?;
+        self.exchange_on(&mut self.open(to, protocol)?, frame)
+    }
+
+    /// Sends one frame and reads one.
+    pub(crate) fn exchange_on<T, A>(&self, stream: &mut Stream, frame: &T) -> Result<A, String>
+    where
+        T: minicbor::Encode<()>,
+        A: minicbor::Encode<()> + for<'b> minicbor::Decode<'b, ()>,
+    {
         self.runtime.block_on(async {
             let deadline = Deadline::after(FRAME_MAX);
-            write_frame(&mut stream, frame, CONTROL_FRAME_MAX, deadline).await.map_err(|error| error.to_string())?;
-            read_frame(&mut stream, CONTROL_FRAME_MAX, deadline).await.map_err(|error| error.to_string())
+            write_frame(stream, frame, CONTROL_FRAME_MAX, deadline).await.map_err(|error| error.to_string())?;
+            read_frame(stream, CONTROL_FRAME_MAX, deadline).await.map_err(|error| error.to_string())
         })
     }
 

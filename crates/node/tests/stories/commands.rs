@@ -1,0 +1,181 @@
+//! Every command as people and scripts meet it: JSON that parses, stable names, logs in order, clean ends.
+
+use std::net::TcpStream;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::world::{Machine, Pair, eventually, shell};
+
+/// Lines on both outputs, far enough apart that the engine receives them in their order.
+const TALKER: &str = "for i in $(seq 1 20); do echo out $i; sleep 0.02; echo err $i >&2; sleep 0.02; done; sleep 600";
+
+/// Asserts that all keys are snake_case. What an environment is called is its owner's business.
+fn check_keys(value: &Value) {
+    match value {
+        Value::Object(fields) => fields.iter().for_each(|(key, value)| {
+            let snake = key.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+            assert!(snake, "{key} is not snake_case");
+            check_keys(value);
+        }),
+        Value::Array(items) => items.iter().for_each(check_keys),
+        _ => {}
+    }
+}
+
+#[test]
+fn every_command_answers_people_and_scripts() {
+    let pair = Pair::start();
+    pair.hello("web", &["--expose", "8080", "--no-publish", "-e", "GREETING=x"]);
+    let ticket = pair.bob.json(&["invite"])["id"].as_str().unwrap().to_owned();
+    let (alice, bob) = (&pair.alice, &pair.bob);
+    let commands: [(&Machine, &[&str]); 26] = [
+        (alice, &["whoami"]),
+        (alice, &["peers", "list"]),
+        (alice, &["peers", "show", "bob"]),
+        (alice, &["peers", "rename", "bob", "bob"]),
+        (alice, &["ps"]),
+        (alice, &["ls", "--all"]),
+        (alice, &["ps", "--peer", "bob"]),
+        (bob, &["ps", "--hosted"]),
+        (alice, &["status"]),
+        (bob, &["status"]),
+        (alice, &["status", "web"]),
+        (alice, &["inspect", "web"]),
+        (alice, &["stats", "web", "--no-stream"]),
+        (alice, &["events"]),
+        (bob, &["events"]),
+        (alice, &["doctor"]),
+        (bob, &["doctor"]),
+        (bob, &["images"]),
+        (bob, &["invite", "list"]),
+        (bob, &["audit"]),
+        (bob, &["audit", "verify"]),
+        (bob, &["gateway", "list"]),
+        (bob, &["config", "show"]),
+        (bob, &["version"]),
+        (bob, &["completion", "bash"]),
+        (bob, &["invite", "revoke", &ticket]),
+    ];
+    for (machine, command) in commands {
+        let revokes = command == ["invite", "revoke", &ticket];
+        if !revokes {
+            let people = machine.ctl(command);
+            assert!(!people.stdout.contains('\u{1b}') && !people.stderr.contains('\u{1b}'), "{command:?}: {people:?}");
+            assert!(!people.stdout.is_empty() || command.contains(&"list"), "{command:?} prints nothing");
+        }
+        let output = machine.ctl(&[command, &["--json"]].concat());
+        let lines = output.lines();
+        assert_eq!(output.stdout.lines().count() == 1, command != ["events"] || lines.len() == 1, "{command:?}");
+        lines.iter().for_each(check_keys);
+    }
+    assert!(bob.ctl(&["--quiet", "invite"]).stderr.is_empty());
+}
+
+#[test]
+fn peerctl_says_when_no_daemon_answers() {
+    let machine = Machine::prepared("alice", &["--engine", "none"]);
+    let sentence = machine.try_ctl(&["ps"]).refused("daemon_unavailable", 7);
+    assert!(sentence.contains("peerd") && sentence.contains(machine.socket().to_str().unwrap()), "{sentence}");
+    assert_eq!(machine.try_ctl(&["ps", "--json"]).json()["error"]["code"], "daemon_unavailable");
+    // A version is told even so.
+    assert!(machine.json(&["version"])["peerd"].is_null());
+}
+
+#[test]
+fn logs_keep_both_outputs_in_their_order() {
+    let pair = Pair::start();
+    let archive = pair.files.write(&shell(TALKER));
+    pair.alice.deploy_to("bob", &archive, "talker", &[]);
+    let expected: Vec<String> = (1..=20).flat_map(|i| [format!("out {i}\n"), format!("err {i}\n")]).collect();
+    let lines = eventually("everything is said", || {
+        let lines = pair.alice.ctl(&["logs", "talker", "--json"]).lines();
+        (lines.len() == 40).then_some(lines)
+    });
+    let texts: Vec<_> = lines.iter().map(|line| line["text"].as_str().unwrap()).collect();
+    assert_eq!(texts, expected);
+    let outputs: Vec<_> = lines.iter().map(|line| line["output"].as_str().unwrap()).collect();
+    assert!(outputs.chunks(2).all(|pair| pair == ["stdout", "stderr"]), "{outputs:?}");
+
+    let plain = pair.alice.ctl(&["logs", "talker"]);
+    assert!(plain.stdout.starts_with("out 1\nout 2\n") && plain.stderr.starts_with("err 1\nerr 2\n"), "{plain:?}");
+    let tail = pair.alice.ctl(&["logs", "talker", "--tail", "3", "--json"]).lines();
+    assert_eq!(tail.iter().map(|line| line["text"].as_str().unwrap()).collect::<Vec<_>>(), ["err 19\n", "out 20\n", "err 20\n"]);
+    assert!(pair.alice.ctl(&["logs", "talker", "--tail", "0"]).stdout.is_empty());
+    let moment = lines[30]["at"].as_u64().unwrap();
+    let since = pair.alice.ctl(&["logs", "talker", "--since", &format_moment(moment), "--json"]).lines();
+    assert!((9..=11).contains(&since.len()), "{} lines since the 31st", since.len());
+    let stamped = pair.alice.ctl(&["logs", "talker", "-t", "--tail", "2"]).stdout;
+    assert!(stamped.starts_with("20") && stamped.contains('T') && stamped.ends_with("Z out 20\n"), "{stamped}");
+}
+
+/// RFC 3339, as `--since` takes it.
+fn format_moment(milliseconds: u64) -> String {
+    let (seconds, rest) = (milliseconds / 1000, milliseconds % 1000);
+    let output = std::process::Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%S"]).arg(format!("-d@{seconds}")).output();
+    format!("{}.{rest:03}Z", String::from_utf8(output.unwrap().stdout).unwrap().trim())
+}
+
+#[test]
+fn followed_logs_go_on_and_end_cleanly() {
+    let pair = Pair::start();
+    pair.hello("web", &["--expose", "8080", "--no-publish"]);
+    let forward = pair.alice.forward("web", 8080);
+    let following = pair.alice.begin(&["logs", "web", "--follow", "--tail", "0"]);
+    eventually("a new line comes", || {
+        forward.get("/healthz");
+        following.stdout().contains("GET /healthz 200").then_some(())
+    });
+    let ended = pair.alice.begin(&["logs", "web", "-f", "--tail", "1"]);
+    pair.alice.ctl(&["stop", "web"]);
+    for running in [following, ended] {
+        let output = running.end();
+        assert_eq!((output.status, output.stderr.as_str()), (0, ""), "{output:?}");
+    }
+    // What was said is kept while it is stopped.
+    assert!(pair.alice.ctl(&["logs", "web"]).stdout.contains("GET /healthz 200"));
+    let interrupted = pair.alice.begin(&["events", "-f"]);
+    eventually("it follows", || (!interrupted.stdout().is_empty()).then_some(()));
+    interrupted.signal(Signal::INT);
+    assert_eq!(interrupted.end().status, 130);
+}
+
+#[test]
+fn a_port_is_forwarded_on_the_loopback_interface_only() {
+    let pair = Pair::start();
+    pair.hello("web", &["--expose", "8080", "--no-publish"]);
+    let forward = pair.alice.forward("web", 8080);
+    assert!(forward.address.starts_with("127.0.0.1:"));
+    let many: Vec<_> = (0..20).map(|_| forward.connect()).collect();
+    assert_eq!(forward.get("/bytes/3000000").body.len(), 3_000_000);
+    drop(many);
+    forward.running.signal(Signal::INT);
+    eventually("the port is closed", || TcpStream::connect(&forward.address).is_err().then_some(()));
+    assert_eq!(forward.running.end().status, 0);
+}
+
+#[test]
+fn events_tell_what_happens() {
+    let pair = Pair::start();
+    let following = pair.bob.begin(&["events", "-f", "--json"]);
+    pair.hello("web", &[]);
+    pair.alice.ctl(&["stop", "web"]);
+    pair.bob.ctl(&["peers", "remove", "alice"]);
+    for kind in ["deployment_changed", "peer_disconnected", "peer_removed"] {
+        eventually(kind, || following.stdout().contains(&format!("\"kind\":\"{kind}\"")).then_some(()));
+    }
+}
+
+#[test]
+fn metrics_are_served_on_the_loopback_interface() {
+    let port = crate::world::free_port().to_string();
+    let machine = Machine::with("alice", &["--engine", "none", "--metrics-listen", &format!("127.0.0.1:{port}")]);
+    let mut stream = TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
+    std::io::Write::write_all(&mut stream, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    let answer = crate::world::Answer::read(&mut stream);
+    assert_eq!(answer.status, 200);
+    assert!(answer.text().contains("# EOF") && answer.text().contains("peer"), "{}", answer.text());
+    let public = Machine::prepared("bob", &["--metrics-listen", "0.0.0.0:0"]).launch().end();
+    assert!(public.status == 2 && public.stderr.contains("metrics_listen"), "{public:?}");
+    drop(machine);
+}
