@@ -47,9 +47,21 @@ struct Transfer {
     sizes: HashMap<Digest, u64>,
     progress: Notify,
     last_progress: Mutex<Instant>,
+    /// Why it cannot be completed: a layer that came was refused.
+    spoiled: Mutex<Option<Problem>>,
 }
 
 impl Transfer {
+    /// Ends the wait for the layers at once: sending the same again would be refused again.
+    fn spoil(&self, problem: Problem) {
+        self.spoiled.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(problem);
+        self.progress.notify_one();
+    }
+
+    fn spoiled(&self) -> Option<Problem> {
+        self.spoiled.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn touch(&self) {
         *self.last_progress.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
@@ -86,6 +98,7 @@ impl Transfers {
                 sizes: layers.iter().copied().zip(offer.layer_sizes.iter().copied()).collect(),
                 progress: Notify::new(),
                 last_progress: Mutex::new(Instant::now()),
+                spoiled: Mutex::default(),
             })
         });
         Ok(())
@@ -176,15 +189,18 @@ impl<E: Engine> IncomingLayer<E> {
     pub async fn append(&mut self, bytes: Bytes) -> Result<(), Problem> {
         self.transfer.touch();
         match &mut self.spooled {
-            Some(spooled) => spooled.append(bytes).await.map_err(|error| error.problem()),
+            Some(spooled) => {
+                let appended = spooled.append(bytes).await;
+                appended.map_err(|error| self.refused(&error))
+            }
             None => Err(Problem::new(Code::Malformed, "more bytes came than the layer has")),
         }
     }
 
     /// Verifies the layer, makes it durable, and remembers who supplied it.
-    pub async fn finish(self) -> Result<(), Problem> {
-        if let Some(spooled) = self.spooled {
-            spooled.finish().await.map_err(|error| error.problem())?;
+    pub async fn finish(mut self) -> Result<(), Problem> {
+        if let Some(spooled) = self.spooled.take() {
+            spooled.finish().await.map_err(|error| self.refused(&error))?;
         }
         let (owner, layer) = (self.transfer.owner, self.layer);
         let remembered = self.inner.database.write(move |tx| possession::supplied(tx, &owner, layer)).await;
@@ -192,6 +208,18 @@ impl<E: Engine> IncomingLayer<E> {
         self.transfer.touch();
         self.transfer.progress.notify_one();
         Ok(())
+    }
+
+    /// The image can never be completed with this layer, so that whoever waits for it need not wait longer.
+    fn refused(&self, error: &SpoolError) -> Problem {
+        // What is left of it would keep a full disk full.
+        if matches!(error, SpoolError::DiskFull { .. })
+            && let Err(error) = self.inner.transfers.spool.remove(&self.transfer.owner, &self.layer)
+        {
+            tracing::warn!(%error, "a part of a layer stays on the full disk");
+        }
+        self.transfer.spoil(error.problem());
+        error.problem()
     }
 }
 
@@ -304,6 +332,9 @@ async fn offered<E: Engine>(
     let patience = inner.options.transfer_patience;
     while !lacking(inner, owner, request, offer).await?.is_empty() {
         let Some(transfer) = inner.transfers.find(request) else { continue };
+        if let Some(problem) = transfer.spoiled() {
+            return Err(problem.into());
+        }
         let waited = timeout(patience, transfer.progress.notified()).await;
         if waited.is_err() && transfer.idle() >= patience {
             let message = "the image's layers stopped coming; deploy again and only what is lacking will be sent";

@@ -94,6 +94,8 @@ pub struct Endpoint {
 #[derive(Debug, Default)]
 pub(crate) struct Live {
     pub(crate) wake: Arc<Notify>,
+    /// Whether this daemon has compared the running container with its plan.
+    pub(crate) judged: bool,
     pub(crate) endpoint: Option<Endpoint>,
     health: Option<Health>,
     url: Option<String>,
@@ -383,7 +385,7 @@ impl<E> Inner<E> {
         if record.life.state() != State::Running
             && let Some(live) = self.live().get_mut(&record.id)
         {
-            (live.endpoint, live.health, live.url) = (None, None, None);
+            (live.judged, live.endpoint, live.health, live.url) = (false, None, None, None);
         }
         let change = Change { id: record.id, owner: record.owner, status: Some(self.status(record)) };
         // Nobody may be listening.

@@ -1,0 +1,56 @@
+//! Removing what a crash or a lost answer left in the engine.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::{RETRY, Trouble};
+use crate::engine::Engine;
+use crate::profile;
+use crate::record;
+use crate::room::Inner;
+
+/// How often leftovers are looked for.
+const TIDY: Duration = Duration::from_mins(1);
+
+/// Removes containers of ours that no row knows, and images of ours that nothing uses; at the start and now and then.
+pub(crate) async fn tidy_up<E: Engine>(inner: Arc<Inner<E>>) {
+    loop {
+        let pause = match tidy_once(&inner).await {
+            Ok(()) => TIDY,
+            Err(Trouble::Engine(error)) if error.is_transient() => RETRY,
+            Err(Trouble::Engine(error)) => {
+                tracing::warn!(%error, "leftovers could not be removed");
+                TIDY
+            }
+            Err(Trouble::Database(error)) => {
+                tracing::error!(%error, "leftovers could not be removed");
+                TIDY
+            }
+            Err(Trouble::Final(problem)) => {
+                tracing::warn!(%problem, "leftovers could not be removed");
+                TIDY
+            }
+        };
+        if inner.cancel.run_until_cancelled(timeout(pause, inner.untidy.notified())).await.is_none() {
+            return;
+        }
+    }
+}
+
+async fn tidy_once<E: Engine>(inner: &Inner<E>) -> Result<(), Trouble> {
+    // The engine is asked first: a container whose row is made afterwards is not in its list.
+    let containers = inner.engine.list(&inner.mark).await?;
+    for container in containers {
+        let Some(id) = profile::deployment_of(&container.name) else { continue };
+        if inner.database.write(move |tx| record::find(tx, id)).await?.is_none() {
+            tracing::info!(container = container.name, "removing a container that no deployment knows");
+            inner.engine.remove(&container.id).await?;
+        }
+    }
+    inner.wake_all_but(&inner.database.write(record::all).await?);
+    crate::fetch::clean_images(inner).await?;
+    inner.transfers.clean();
+    Ok(())
+}

@@ -1,0 +1,162 @@
+//! Watching a container that runs: its end, the engine's end, and a flood of its log.
+
+use std::time::Duration;
+
+use peer_proto::code::{Code, Problem};
+use peer_proto::unit::Timestamp;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep};
+
+use super::start::{check, open_endpoint, plan};
+use super::{RETRY, Round, Trouble};
+use crate::deployment::{Life, Step, restarts_in_row};
+use crate::engine::{ContainerFacts, Engine, EngineError};
+use crate::logflood::{FloodWatch, LogFile};
+use crate::profile::container_name;
+use crate::record::{self, Record};
+use crate::room::Inner;
+
+/// How long the engine may be waited on before the row is read again.
+const WATCH: Duration = Duration::from_secs(20);
+/// How often the log of a running container is measured.
+const LOG_SAMPLE: Duration = Duration::from_secs(1);
+
+/// Watches a running container until it ends, somebody wakes us, or it floods its log.
+pub(super) async fn watch<E: Engine>(
+    inner: &Inner<E>,
+    record: &Record,
+    since: Timestamp,
+    wake: &Notify,
+) -> Result<Round, Trouble> {
+    let name = container_name(&record.id);
+    let facts = match inner.engine.inspect(&name).await {
+        Ok(Some(facts)) if facts.running => facts,
+        Ok(facts) => return ended(inner, record, since, facts).await,
+        Err(EngineError::Unavailable { .. }) => return interrupted(inner, record).await,
+        Err(error) => return Err(error.into()),
+    };
+    adopt(inner, record, &facts).await?;
+    tokio::select! {
+        () = wake.notified() => Ok(Round::Again),
+        flooded = flood(&facts) => {
+            inner.engine.kill(&facts.id).await?;
+            Err(flooded.into())
+        }
+        waited = inner.engine.wait(&facts.id, WATCH) => match waited {
+            Ok(_) | Err(EngineError::TimedOut { .. } | EngineError::NoSuchContainer { .. }) => Ok(Round::Again),
+            Err(EngineError::Unavailable { .. }) => interrupted(inner, record).await,
+            Err(error) => Err(error.into()),
+        },
+    }
+}
+
+/// Judges a container that an earlier daemon left running, and opens its network again.
+async fn adopt<E: Engine>(inner: &Inner<E>, record: &Record, facts: &ContainerFacts) -> Result<(), Trouble> {
+    let (judged, open) =
+        inner.live().get(&record.id).map_or((true, true), |live| (live.judged, live.endpoint.is_some()));
+    if !judged {
+        match plan(inner, record).await {
+            Ok(plan) => check(inner, &plan, facts, record).await?,
+            // What cannot be judged does not go on.
+            Err(Trouble::Final(problem)) => {
+                inner.engine.kill(&facts.id).await?;
+                return Err(problem.into());
+            }
+            Err(trouble) => return Err(trouble),
+        }
+        if let Some(live) = inner.live().get_mut(&record.id) {
+            live.judged = true;
+        }
+    }
+    if !open && record.specification.expose.is_some() {
+        open_endpoint(inner, record, facts).await;
+        inner.announce(record);
+    }
+    Ok(())
+}
+
+/// The engine has gone away. Once it is back, a container that does not run any more is started again, whatever the policy
+/// and its exit code: an engine that ends takes its containers down, and many a program then ends with code 0.
+async fn interrupted<E: Engine>(inner: &Inner<E>, record: &Record) -> Result<Round, Trouble> {
+    loop {
+        sleep(RETRY).await;
+        match inner.engine.inspect(&container_name(&record.id)).await {
+            Err(EngineError::Unavailable { .. } | EngineError::TimedOut { .. }) => {}
+            Ok(Some(facts)) if facts.running => return Ok(Round::Again),
+            Ok(_) => break,
+            Err(error) => return Err(error.into()),
+        }
+        let (id, wanted) = (record.id, record.wanted);
+        let present = inner.database.write(move |tx| record::find(tx, id)).await?;
+        if present.is_none_or(|present| present.wanted != wanted) {
+            return Ok(Round::Again);
+        }
+    }
+    inner.change(record.id, |record| record.step(Step::Interrupted)).await?;
+    Ok(Round::Again)
+}
+
+async fn flood(facts: &ContainerFacts) -> Problem {
+    let mut watch = FloodWatch::default();
+    let mut last = Instant::now();
+    loop {
+        sleep(LOG_SAMPLE).await;
+        let elapsed = last.elapsed();
+        last = Instant::now();
+        let sample = facts.log_path.as_deref().and_then(|path| LogFile::read(path).ok());
+        if sample.is_some_and(|file| watch.sample(file, elapsed)) {
+            let message = format!(
+                "the container wrote more than {} a second to its log for several seconds and was ended",
+                peer_proto::unit::format_bytes(crate::logflood::RATE_MAX)
+            );
+            return Problem::new(Code::LogFlood, message);
+        }
+    }
+}
+
+/// Exit code of a program that was killed.
+const KILLED: i64 = 128 + 9;
+
+/// The container has ended by itself, or is gone.
+async fn ended<E: Engine>(
+    inner: &Inner<E>,
+    record: &Record,
+    since: Timestamp,
+    facts: Option<ContainerFacts>,
+) -> Result<Round, Trouble> {
+    let at = (inner.options.clock)();
+    let exit_code = facts.as_ref().and_then(|facts| facts.exit_code);
+    let out_of_memory = facts.is_some_and(|facts| facts.out_of_memory);
+    let before_reboot = booted_at(at).is_some_and(|boot| since < boot);
+    inner
+        .change(record.id, move |record| {
+            if before_reboot {
+                return record.step(Step::Interrupted);
+            }
+            record.exit_code = exit_code;
+            record.step(Step::Ended { exit_code, at })?;
+            match &mut record.life {
+                Life::Starting(_) => record.restarts_in_row = restarts_in_row(record.restarts_in_row, since, at),
+                // The engine does not always learn the reason in time, and nobody else kills a container that is to run.
+                Life::Failed(problem) if out_of_memory || exit_code == Some(KILLED) => {
+                    let surely = if out_of_memory { "" } else { "most likely " };
+                    problem.message = format!(
+                        "the container was killed, {surely}because it used more than its memory limit of {}; give it more with --memory",
+                        record.specification.limits.memory
+                    );
+                }
+                _ => {}
+            }
+            Ok(())
+        })
+        .await?;
+    Ok(Round::Again)
+}
+
+/// When the host was started, by its own count of seconds since then.
+fn booted_at(now: Timestamp) -> Option<Timestamp> {
+    let uptime = rustix::system::sysinfo().uptime;
+    // One second of grace for the rounding of the count.
+    let milliseconds = u64::try_from(uptime).ok()?.checked_add(1)?.checked_mul(1000)?;
+    Some(Timestamp(now.since(Timestamp(milliseconds))))
+}
