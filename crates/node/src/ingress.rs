@@ -10,7 +10,7 @@ use std::time::Duration;
 use peer_compute::engine::docker::DockerEngine;
 use peer_compute::room::{Change, Room};
 use peer_net::exchange::{Deadline, ExchangeError, read_frame, write_frame};
-use peer_net::{InboundStream, Network, Stream, Traffic};
+use peer_net::{InboundStream, Network, OpenError, Stream, Traffic};
 use peer_proto::PeerId;
 use peer_proto::code::{Code, Problem};
 use peer_proto::frame::TUNNEL_FRAME_MAX;
@@ -185,6 +185,10 @@ async fn keep(keeper: &Keeper, gateway: PeerId) {
                     Ok(()) => "the gateway ended the tunnel".to_owned(),
                     Err(error) => error.to_string(),
                 }
+            }
+            Err(OpenError::RefusedByPeer { .. }) => {
+                let me = keeper.network.local_peer_id();
+                format!("the gateway refused this machine; to let it in, run there: peergate allow {me}")
             }
             Err(error) => error.to_string(),
         };
