@@ -79,7 +79,7 @@ advisories() {
 # Every parser of foreign bytes gets random and mutated input for a few seconds.
 fuzz() {
     if [ -f fuzz/Cargo.toml ]; then
-        FUZZ_SECONDS=${FUZZ_SECONDS:-15} cargo test --release --locked --manifest-path fuzz/Cargo.toml
+        bash fuzz/run.sh "${FUZZ_SECONDS:-10}"
     else
         say "skipped: there are no fuzz targets"
     fi
