@@ -100,7 +100,10 @@ fn logs_keep_both_outputs_in_their_order() {
     let plain = pair.alice.ctl(&["logs", "talker"]);
     assert!(plain.stdout.starts_with("out 1\nout 2\n") && plain.stderr.starts_with("err 1\nerr 2\n"), "{plain:?}");
     let tail = pair.alice.ctl(&["logs", "talker", "--tail", "3", "--json"]).lines();
-    assert_eq!(tail.iter().map(|line| line["text"].as_str().unwrap()).collect::<Vec<_>>(), ["err 19\n", "out 20\n", "err 20\n"]);
+    assert_eq!(
+        tail.iter().map(|line| line["text"].as_str().unwrap()).collect::<Vec<_>>(),
+        ["err 19\n", "out 20\n", "err 20\n"]
+    );
     assert!(pair.alice.ctl(&["logs", "talker", "--tail", "0"]).stdout.is_empty());
     let moment = lines[30]["at"].as_u64().unwrap();
     let since = pair.alice.ctl(&["logs", "talker", "--since", &format_moment(moment), "--json"]).lines();
@@ -112,7 +115,8 @@ fn logs_keep_both_outputs_in_their_order() {
 /// RFC 3339, as `--since` takes it.
 fn format_moment(milliseconds: u64) -> String {
     let (seconds, rest) = (milliseconds / 1000, milliseconds % 1000);
-    let output = std::process::Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%S"]).arg(format!("-d@{seconds}")).output();
+    let output =
+        std::process::Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%S"]).arg(format!("-d@{seconds}")).output();
     format!("{}.{rest:03}Z", String::from_utf8(output.unwrap().stdout).unwrap().trim())
 }
 
@@ -134,8 +138,12 @@ fn followed_logs_go_on_and_end_cleanly() {
     }
     // What was said is kept while it is stopped.
     assert!(pair.alice.ctl(&["logs", "web"]).stdout.contains("GET /healthz 200"));
-    let interrupted = pair.alice.begin(&["events", "-f"]);
-    eventually("it follows", || (!interrupted.stdout().is_empty()).then_some(()));
+    let interrupted = pair.bob.begin(&["events", "-f"]);
+    eventually("it follows", || {
+        pair.alice.ctl(&["start", "web"]);
+        pair.alice.ctl(&["stop", "web"]);
+        (!interrupted.stdout().is_empty()).then_some(())
+    });
     interrupted.signal(Signal::INT);
     assert_eq!(interrupted.end().status, 130);
 }
@@ -171,7 +179,8 @@ fn metrics_are_served_on_the_loopback_interface() {
     let port = crate::world::free_port().to_string();
     let machine = Machine::with("alice", &["--engine", "none", "--metrics-listen", &format!("127.0.0.1:{port}")]);
     let mut stream = TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
-    std::io::Write::write_all(&mut stream, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    std::io::Write::write_all(&mut stream, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        .unwrap();
     let answer = crate::world::Answer::read(&mut stream);
     assert_eq!(answer.status, 200);
     assert!(answer.text().contains("# EOF") && answer.text().contains("peer"), "{}", answer.text());

@@ -90,8 +90,12 @@ fn alone_image_by_name_travels_from_the_requesters_engine_to_the_providers() {
     let bob = Machine::start("bob");
     let alice = Machine::with("alice", &["--engine-socket", &engine.socket()]);
     alice.join(&bob, &[]);
-    let deployed = alice.json(&["deploy", "hello:test", "--peer", "bob", "--name", "named", "--expose", "8080", "--no-publish"]);
-    assert_eq!((deployed["state"].as_str(), deployed["image"].as_str()), (Some("running"), Some(&*image.id().to_string())));
+    let deployed =
+        alice.json(&["deploy", "hello:test", "--peer", "bob", "--name", "named", "--expose", "8080", "--no-publish"]);
+    assert_eq!(
+        (deployed["state"].as_str(), deployed["image"].as_str()),
+        (Some("running"), Some(&*image.id().to_string()))
+    );
     assert_eq!(alice.forward("named", 8080).get("/healthz").status, 200);
     alice.try_ctl(&["deploy", "no-such-image:9", "--peer", "bob"]).refused("no_such_image", 3);
 }

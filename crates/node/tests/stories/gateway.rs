@@ -168,7 +168,7 @@ fn v8_a_provider_that_the_gateway_does_not_allow_is_told() {
         let listed = pair.bob.json(&["gateway", "list"]);
         listed[0]["last_error"].as_str().filter(|error| error.contains("refused")).map(str::to_owned)
     });
-    assert!(listed.contains("allow"), "{listed}");
+    assert!(listed.contains(&format!("peergate allow {}", pair.bob.peer_id)), "{listed}");
     gate.ctl(&["allow", &pair.bob.peer_id]).success();
     pair.hello("web", &["--expose", "8080"]);
     let url =

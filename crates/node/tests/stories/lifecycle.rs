@@ -52,7 +52,8 @@ fn restart_policies_are_kept() {
 #[test]
 fn health_is_checked_from_outside() {
     let pair = Pair::start();
-    let flags = ["--expose", "8080", "--no-publish", "--health-interval", "1s", "--health-retries", "2", "--cpu", "0.2"];
+    let flags =
+        ["--expose", "8080", "--no-publish", "--health-interval", "1s", "--health-retries", "2", "--cpu", "0.2"];
     pair.hello("well", &[&flags[..], &["--health-path", "/healthz"]].concat());
     pair.hello("ill", &[&flags[..], &["--health-path", "/nothing"]].concat());
     for (name, health) in [("well", "healthy"), ("ill", "unhealthy")] {
@@ -140,10 +141,10 @@ fn environment_files_commands_and_entrypoints_reach_the_container() {
     assert!(inspected.contains("FROM_FILE") && inspected.contains("a=b c"), "{inspected}");
     let script = "echo \"$FROM_FILE|$1|$2\"; sleep 600";
     let archive = pair.files.write(&shell("exit 1"));
-    let arguments = ["deploy", &archive, "--peer", "bob", "--name", "args", "-e", "FROM_FILE=x", "--entrypoint", "/bin/sh"];
+    let arguments =
+        ["deploy", &archive, "--peer", "bob", "--name", "args", "-e", "FROM_FILE=x", "--entrypoint", "/bin/sh"];
     pair.alice.ctl(&[&arguments[..], &["--", "-c", script, "sh", "one two", "--json"]].concat());
-    let said = eventually("it speaks", || {
-        Some(pair.alice.ctl(&["logs", "args"]).stdout).filter(|said| !said.is_empty())
-    });
+    let said =
+        eventually("it speaks", || Some(pair.alice.ctl(&["logs", "args"]).stdout).filter(|said| !said.is_empty()));
     assert_eq!(said, "x|one two|--json\n");
 }

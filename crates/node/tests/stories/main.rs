@@ -5,10 +5,10 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a failing step is a failing test, and says why")]
 
-mod engines;
 mod bad_input;
 mod commands;
 mod crash;
+mod engines;
 mod gateway;
 mod identity;
 mod images;
