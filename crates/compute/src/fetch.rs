@@ -3,7 +3,7 @@
 //! What is complete in the spool, and who has supplied what, survives a crash; which transfers are under way does not. A
 //! second try therefore sends only what is still lacking.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -38,6 +38,8 @@ pub(crate) struct Transfers {
     spool: Spool,
     patience: Duration,
     under_way: Mutex<HashMap<RequestHash, Arc<Transfer>>>,
+    /// Requests whose requester is there to send what is lacking.
+    attended: Mutex<HashSet<RequestHash>>,
 }
 
 /// The layers that one request waits for.
@@ -74,7 +76,7 @@ impl Transfer {
 impl Transfers {
     pub(crate) fn open(options: &Options) -> Result<Self, SpoolError> {
         let spool = Spool::open(&options.spool, options.image_size_max.get())?;
-        Ok(Self { spool, patience: options.transfer_patience, under_way: Mutex::default() })
+        Ok(Self { spool, patience: options.transfer_patience, under_way: Mutex::default(), attended: Mutex::default() })
     }
 
     fn map(&self) -> MutexGuard<'_, HashMap<RequestHash, Arc<Transfer>>> {
@@ -102,6 +104,10 @@ impl Transfers {
             })
         });
         Ok(())
+    }
+
+    fn attended(&self) -> MutexGuard<'_, HashSet<RequestHash>> {
+        self.attended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn find(&self, request: RequestHash) -> Option<Arc<Transfer>> {
@@ -159,6 +165,22 @@ fn total_size(offer: &ImageOffer) -> u64 {
 
 fn configuration(offer: &ImageOffer) -> Result<ImageConfiguration, Problem> {
     parse_offer(offer).map_err(|error| error.problem())
+}
+
+/// Says that a request's requester is there to send layers. Once this is dropped, nobody waits for them any more.
+#[derive(Debug)]
+pub struct Attendance<E> {
+    inner: Arc<Inner<E>>,
+    request: RequestHash,
+}
+
+impl<E> Drop for Attendance<E> {
+    fn drop(&mut self) {
+        self.inner.transfers.attended().remove(&self.request);
+        if let Some(transfer) = self.inner.transfers.find(self.request) {
+            transfer.progress.notify_one();
+        }
+    }
 }
 
 /// A layer that a peer is sending. Dropping it keeps what has come.
@@ -231,6 +253,12 @@ impl<E: Engine> Room<E> {
             threat: Threat::V4,
             outcome: None,
         })
+    }
+
+    /// Says, before a request is carried out, that its requester can send what its image lacks.
+    pub fn attend(&self, request: RequestHash) -> Attendance<E> {
+        self.inner.transfers.attended().insert(request);
+        Attendance { inner: Arc::clone(&self.inner), request }
     }
 
     /// The layers that must come from the owner for this request, which may then be sent under its hash.
@@ -335,8 +363,9 @@ async fn offered<E: Engine>(
         if let Some(problem) = transfer.spoiled() {
             return Err(problem.into());
         }
-        let waited = timeout(patience, transfer.progress.notified()).await;
-        if waited.is_err() && transfer.idle() >= patience {
+        let attended = inner.transfers.attended().contains(&request);
+        let waited = if attended { timeout(patience, transfer.progress.notified()).await.is_ok() } else { false };
+        if !attended || (!waited && transfer.idle() >= patience) {
             let message = "the image's layers stopped coming; deploy again and only what is lacking will be sent";
             return Err(Problem::new(Code::MissingLayer, message).into());
         }

@@ -14,7 +14,11 @@ use crate::profile::{self, ContainerPlan};
 use crate::record::Record;
 use crate::room::{Endpoint, Inner};
 
-pub(super) async fn start<E: Engine>(inner: &Inner<E>, record: &Record, not_before: Option<Timestamp>) -> Result<Round, Trouble> {
+pub(super) async fn start<E: Engine>(
+    inner: &Inner<E>,
+    record: &Record,
+    not_before: Option<Timestamp>,
+) -> Result<Round, Trouble> {
     let now = (inner.options.clock)();
     if let Some(wait) = not_before.map(|at| at.since(now)).filter(|wait| *wait > 0) {
         return Ok(Round::Pause(Duration::from_millis(wait)));

@@ -17,7 +17,7 @@ use serde::Serialize;
 use super::environment;
 use super::failure::Failure;
 use super::grants::parse_life;
-use super::image::{ImageArguments, Source, displayed};
+use super::image::{ImageArgument, ImageArguments, Source, displayed};
 use super::transfer::{Follower, Sent};
 use super::{Session, parse_reference};
 
@@ -34,6 +34,9 @@ use super::{Session, parse_reference};
 pub(super) struct DeployArguments {
     #[command(flatten)]
     image: ImageArguments,
+    /// The peer fetches IMAGE, then registry/name@sha256:…, by itself
+    #[arg(long, conflicts_with_all = ["select", "platform"])]
+    pull: bool,
     /// Command and its arguments, instead of the image's
     #[arg(trailing_var_arg = true)]
     command: Vec<String>,
@@ -129,7 +132,7 @@ impl DeployArguments {
         let seconds = |field: &str, span: Span| {
             u32::try_from(span.seconds).map_err(|_| Failure::argument(format!("{field} is too long: {span}")))
         };
-        let (image, image_name) = (self.image.parse()?, displayed(&self.image.image));
+        let (image, image_name) = (ImageArgument::parse(&self.image.image, self.pull)?, displayed(&self.image.image));
         let name = self.name.clone().or_else(|| image.default_name()).ok_or_else(|| {
             Failure::argument(format!("no name can be made of '{image_name}'; choose one with --name"))
         })?;
@@ -163,7 +166,7 @@ impl DeployArguments {
 pub(super) async fn run(session: &Session, arguments: DeployArguments) -> Result<(), Failure> {
     // What is wrong with the flags is said before a large image is read.
     let mut specification = arguments.specification()?;
-    let source = Source::open(session, &arguments.image).await?;
+    let source = Source::open(session, &arguments.image, arguments.pull).await?;
     specification.image_name = source.display_name();
     specification.check()?;
     let request = control::Deploy { peer: arguments.peer.clone(), specification, image: source.image() };
@@ -173,7 +176,7 @@ pub(super) async fn run(session: &Session, arguments: DeployArguments) -> Result
     let deployment = loop {
         match follower.next().await? {
             Progress::Done { deployment } => break deployment,
-            Progress::Changed { deployment } if arguments.detach && stands_alone(&deployment, &arguments.image) => {
+            Progress::Changed { deployment } if arguments.detach && stands_alone(&deployment, arguments.pull) => {
                 break deployment;
             }
             Progress::Accepted { .. } | Progress::Changed { .. } => {}
@@ -186,8 +189,8 @@ pub(super) async fn run(session: &Session, arguments: DeployArguments) -> Result
 }
 
 /// Whether the peer can go on without this machine.
-fn stands_alone(deployment: &Deployment, image: &ImageArguments) -> bool {
-    image.is_pulled() || !matches!(deployment.status.state, State::Pending | State::Fetching)
+fn stands_alone(deployment: &Deployment, pull: bool) -> bool {
+    pull || !matches!(deployment.status.state, State::Pending | State::Fetching)
 }
 
 /// The failure of an answer that belongs to another request.

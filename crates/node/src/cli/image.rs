@@ -27,17 +27,14 @@ const PIECE: usize = 128 * 1024;
 /// Flags that say which image is meant.
 #[derive(Debug, Clone, Args)]
 pub(super) struct ImageArguments {
-    /// Archive or directory, name in the local engine, or (with --pull) registry/name@sha256:…
+    /// Archive or directory on disk, or name in the local engine
     pub(super) image: String,
     /// Which image of the archive, by name or digest, if it holds several
-    #[arg(long, value_name = "NAME", conflicts_with = "pull")]
+    #[arg(long, value_name = "NAME")]
     select: Option<String>,
     /// Which platform of the image, if there are several, such as linux/arm64 [default: that of this machine]
-    #[arg(long, conflicts_with = "pull", value_parser = parse_platform)]
+    #[arg(long, value_parser = parse_platform)]
     platform: Option<String>,
-    /// The peer fetches IMAGE from a registry: registry/name@sha256:…
-    #[arg(long)]
-    pull: bool,
 }
 
 /// An image as it is named on the command line.
@@ -67,18 +64,6 @@ pub(super) struct Offer {
     name: String,
     // The engine's export is on disk as long as its layers may be wanted.
     _export: Option<NamedTempFile>,
-}
-
-impl ImageArguments {
-    /// Decides what the image's name means.
-    pub(super) fn parse(&self) -> Result<ImageArgument, Failure> {
-        ImageArgument::parse(&self.image, self.pull)
-    }
-
-    /// Whether the peer fetches the image without this machine.
-    pub(super) fn is_pulled(&self) -> bool {
-        self.pull
-    }
 }
 
 /// Reads `linux/amd64` or `amd64`, and keeps the architecture.
@@ -154,8 +139,8 @@ fn base_of(reference: &str) -> String {
 
 impl Source {
     /// Opens what the argument names; an image of the local engine is written to a temporary file first.
-    pub(super) async fn open(session: &Session, arguments: &ImageArguments) -> Result<Self, Failure> {
-        match arguments.parse()? {
+    pub(super) async fn open(session: &Session, arguments: &ImageArguments, pull: bool) -> Result<Self, Failure> {
+        match ImageArgument::parse(&arguments.image, pull)? {
             ImageArgument::Registry(reference) => Ok(Self::Registry(reference)),
             ImageArgument::Archive(path) => {
                 let fallback = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();

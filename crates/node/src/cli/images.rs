@@ -47,7 +47,7 @@ struct Pushed {
 
 /// Runs `push`.
 pub(super) async fn push(session: &Session, arguments: PushArguments) -> Result<(), Failure> {
-    let source = Source::open(session, &arguments.image).await?;
+    let source = Source::open(session, &arguments.image, false).await?;
     let request = control::Push { peer: arguments.peer.clone(), image: source.image() };
     let lines = session.client.stream(Method::POST, "/v1/images", Some(&request)).await?;
     let mut follower = Follower::new(session, lines, source.offer(), SILENCE_DEADLINE);

@@ -203,6 +203,8 @@ struct Conversation<'a, 'b> {
 
 impl Conversation<'_, '_> {
     async fn carry_out(mut self, body: Request, record: Option<Record>) -> Result<(), ExchangeError> {
+        // Until the end of this conversation; before the first step of the deployment, which looks for it.
+        let _attendance = self.room.attend(self.replies.hash);
         if let Some(record) = &record {
             self.room.committed(record);
             self.replies.send(Event::Accepted(record.id)).await?;

@@ -52,12 +52,12 @@ pub(super) async fn intend(
         health: None,
         url: None,
     };
-    remember(database, peer, status, now).await
+    write(database, move |tx| put(tx, peer, &status, now)).await
 }
 
 /// Notes what a provider says.
 pub(super) async fn remember(database: &Database, peer: PeerId, status: Status, now: Timestamp) -> Result<(), Problem> {
-    write(database, move |tx| put(tx, peer, &status, now)).await
+    write(database, move |tx| report(tx, peer, &status, now)).await
 }
 
 /// Notes everything that a provider has of ours; what it does not name any more is forgotten.
@@ -74,7 +74,7 @@ pub(super) async fn replace(
             "DELETE FROM remote_deployment WHERE peer = ?1 AND as_of < ?2",
             params![peer.to_bytes(), settled.0],
         )?;
-        statuses.iter().try_for_each(|status| put(tx, peer, status, now))
+        statuses.iter().try_for_each(|status| report(tx, peer, status, now))
     })
     .await
 }
@@ -105,6 +105,22 @@ pub(super) async fn all(database: &Database) -> Result<Vec<Remembered>, Problem>
     .collect::<Vec<_>>();
     all.sort_by_key(|remembered| (remembered.status.created_at, remembered.status.id));
     Ok(all)
+}
+
+/// Notes a provider's word. It has one deployment of a name for each owner, so that an older one of that name is gone.
+fn report(tx: &Tx<'_>, peer: PeerId, status: &Status, now: Timestamp) -> Result<(), DatabaseError> {
+    put(tx, peer, status, now)?;
+    let others = {
+        let mut statement = tx.prepare_cached("SELECT status FROM remote_deployment WHERE peer = ?1 AND id <> ?2")?;
+        let rows = statement.query_map(params![peer.to_bytes(), status.id.0], |row| row.get::<_, Vec<u8>>(0))?;
+        rows.collect::<Result<Vec<_>, _>>()?
+    };
+    for other in others.iter().filter_map(|other| decode_strict::<Status>(other, STATUS_MAX).ok()) {
+        if other.specification.name == status.specification.name && other.created_at <= status.created_at {
+            tx.execute("DELETE FROM remote_deployment WHERE id = ?1", [other.id.0])?;
+        }
+    }
+    Ok(())
 }
 
 /// A provider speaks of its own deployments only: a row of another provider stays as it is.

@@ -108,8 +108,8 @@ fn command() -> Command {
     for key in keys::KEYS {
         let action = if key.list { ArgAction::Append } else { ArgAction::Set };
         let help = format!("{} [env: {}]", key.help, key.variable());
-        let argument = Arg::new(key.name).long(key.flag()).value_name(key.value).help(help).action(action).global(true);
-        command = command.arg(argument);
+        let argument = Arg::new(key.name).long(key.flag()).value_name(key.value).help(help).action(action);
+        command = command.arg(argument.global(true).allow_hyphen_values(true));
     }
     command
 }

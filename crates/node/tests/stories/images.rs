@@ -79,8 +79,8 @@ fn a_second_try_skips_what_has_arrived() {
     eventually("alice reaches bob", || {
         (!pair.alice.json(&["peers", "show", "bob"])["connection"].is_null()).then_some(())
     });
-    pair.alice.try_ctl(&["rm", "--force", "web"]);
-    let deployed = deploy(&pair, &archive, "again");
+    // Nobody is there to send the rest of the first try, so that a second takes its place.
+    let deployed = deploy(&pair, &archive, "web");
     let sent = deployed["bytes_sent"].as_u64().unwrap();
     assert!(sent <= size(&image) - (16 << 20), "{sent} of {} bytes were sent again", size(&image));
 }
@@ -106,6 +106,7 @@ fn v2_a_layer_cannot_be_claimed_by_its_digest() {
     // She knows the configuration, and so every digest, and has none of the bytes.
     let layer_sizes = image.layers.iter().map(|(_, tar)| tar.len() as u64).collect();
     let offer = ImageOffer { configuration: image.config.clone(), layer_sizes };
+    let push_again = Request::Push(offer.clone());
     let push = wire.seal(&pair.bob, Request::Push(offer), 0);
     let mut answer = wire.begin(&pair.bob, &push.bytes);
     let Some(Event::Want(wanted)) = answer.next() else { panic!("bob must want the bytes") };
@@ -116,6 +117,12 @@ fn v2_a_layer_cannot_be_claimed_by_its_digest() {
         panic!("other bytes were taken")
     };
     assert!([Code::DigestMismatch, Code::InvalidImage].contains(&problem.code), "{problem:?}");
+    let Some(Event::Failed(told)) = answer.next() else { panic!("the push must end with the refusal") };
+    assert_eq!(told.problem.code, problem.code);
+    // With the bytes themselves she may.
+    let push = wire.seal(&pair.bob, push_again, 0);
+    let mut answer = wire.begin(&pair.bob, &push.bytes);
+    let Some(Event::Want(wanted)) = answer.next() else { panic!("bob must still want the bytes") };
     for (digest, (_, tar)) in wanted.iter().zip(&image.layers) {
         assert_eq!(wire.layer(&pair.bob, push.hash, *digest, tar), LayerReply::Stored);
     }
@@ -167,6 +174,28 @@ fn an_image_is_pushed_alone() {
     assert_eq!(pair.alice.json(&["push", &archive, "--peer", "bob"])["bytes_sent"], 0);
     assert_eq!(deploy(&pair, &archive, "web")["bytes_sent"], 0);
     assert!(pair.bob.ctl(&["images"]).stdout.contains(&image.id().hex()[..12]));
+}
+
+#[test]
+fn g4_nothing_is_fetched_before_admission() {
+    let pair = Pair::granted(&["--max-cpu", "1"]);
+    let image = hello();
+    let registry = Registry::serve(&image);
+    let flags = ["--peer", "bob", "--name", "web", "--pull"];
+    let deploy = |more: &[&str]| pair.alice.try_ctl(&[&["deploy", &registry.reference], &flags[..], more].concat());
+    deploy(&["--cpu", "2"]).refused("over_limit", 4);
+    pair.bob.ctl(&["peers", "allow", "alice", "--nothing"]);
+    deploy(&[]).refused("not_granted", 4);
+    let archive = pair.files.write(&image);
+    pair.alice.try_ctl(&["deploy", &archive, "--peer", "bob", "--name", "web"]).refused("not_granted", 4);
+    pair.alice.try_ctl(&["push", &archive, "--peer", "bob"]).refused("not_granted", 4);
+    assert_eq!(registry.requests(), 0, "bob asked the registry");
+    assert_eq!(spooled(&pair.bob.data().join("spool")), 0, "bob took a part of the image");
+    assert_ne!(docker_try(&["image", "inspect", &image.id().to_string()]).status, 0, "bob has the image");
+    // The same is fetched as soon as it is admitted.
+    pair.bob.ctl(&["peers", "allow", "alice", "--allow", "deploy"]);
+    deploy(&[]).success();
+    assert!(registry.requests() > 0);
 }
 
 #[test]

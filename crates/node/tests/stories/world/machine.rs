@@ -233,10 +233,6 @@ impl Machine {
         daemon.end()
     }
 
-    pub(crate) fn signal(&self, signal: Signal) {
-        self.daemon.as_ref().expect("it runs").signal(signal);
-    }
-
     /// Process id of the daemon.
     pub(crate) fn pid(&self) -> u32 {
         self.daemon.as_ref().expect("it runs").child.id()

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::Value;
 use xtask::image::{Compression, Digest, Image};
@@ -11,6 +13,7 @@ use xtask::image::{Compression, Digest, Image};
 pub(crate) struct Registry {
     /// `host:port/hello@sha256:…`.
     pub(crate) reference: String,
+    requests: Arc<AtomicUsize>,
 }
 
 impl Registry {
@@ -31,13 +34,21 @@ impl Registry {
         }
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let reference = format!("{}/hello@{manifest}", listener.local_addr().unwrap());
+        let requests = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&requests);
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
+                counted.fetch_add(1, Ordering::SeqCst);
                 // A connection that breaks off is the engine's own decision.
                 drop(answer(stream, &blobs));
             }
         });
-        Self { reference }
+        Self { reference, requests }
+    }
+
+    /// How often anybody has connected.
+    pub(crate) fn requests(&self) -> usize {
+        self.requests.load(Ordering::SeqCst)
     }
 }
 
