@@ -23,7 +23,7 @@ const NODE_LABEL: &str = "peer-compute.node";
 /// Longest time that cleaning up after one cycle may take.
 const CLEAN: Duration = Duration::from_secs(90);
 /// Longest time until everything has settled at the end.
-const SETTLE: Duration = Duration::from_secs(60);
+const SETTLE: Duration = Duration::from_mins(1);
 /// Cycles at the end without a kill, in one life of the daemon: a descriptor lost in each would show.
 const CALM: u32 = 10;
 /// Descriptors that may come and go with connections.
@@ -125,15 +125,15 @@ impl Run {
     }
 
     fn baseline(&mut self, namespaces: usize, foreign: usize) -> Result<Baseline, Failure> {
-        let (bob, alice, gateway) = self.settled_descriptors()?;
+        let [bob, alice, gateway] = self.settled_descriptors()?;
         Ok(Baseline { namespaces, foreign, bob, alice, gateway })
     }
 
     /// Descriptors of all three after a pause in which what is idle is closed.
-    fn settled_descriptors(&self) -> Result<(Vec<String>, Vec<String>, Vec<String>), Failure> {
+    fn settled_descriptors(&self) -> Result<[Vec<String>; 3], Failure> {
         thread::sleep(Duration::from_secs(5));
         let World { bob, alice, gateway, .. } = &self.world;
-        Ok((descriptors(bob.process())?, descriptors(alice.process())?, descriptors(gateway.process())?))
+        Ok([descriptors(bob.process())?, descriptors(alice.process())?, descriptors(gateway.process())?])
     }
 
     fn cycle(&mut self, moment: Moment) -> Result<(), Failure> {
@@ -215,7 +215,7 @@ impl Run {
         let containers = self.wait_for_none(|run| run.engine.labelled(NODE_LABEL, &run.world.bob_id))?;
         check(&mut faults, "containers with bob's label", &containers);
         faults.extend(self.namespace_faults(baseline)?);
-        let (bob, alice, gateway) = self.settled_descriptors()?;
+        let [bob, alice, gateway] = self.settled_descriptors()?;
         let pairs =
             [("bob", &baseline.bob, bob), ("alice", &baseline.alice, alice), ("gateway", &baseline.gateway, gateway)];
         for (who, before, after) in pairs {

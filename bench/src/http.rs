@@ -1,6 +1,7 @@
 //! The smallest client that measures honestly: HTTP/1.1 on one connection, bodies of known length read and dropped.
 
 use std::{
+    fmt::Write as _,
     fs::File,
     io::{BufRead, BufReader, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpStream},
@@ -19,7 +20,7 @@ use serde_json::Value;
 
 use crate::Failure;
 
-const SILENCE: Duration = Duration::from_secs(60);
+const SILENCE: Duration = Duration::from_mins(1);
 const HEAD_LINES_MAX: usize = 100;
 
 /// Bytes both ways.
@@ -67,7 +68,7 @@ impl Client {
         let body = body.map(Value::to_string).unwrap_or_default();
         let mut request = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\n", self.host);
         if !body.is_empty() {
-            request += &format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len());
+            write!(request, "Content-Type: application/json\r\nContent-Length: {}\r\n", body.len())?;
         }
         request += "\r\n";
         request += &body;

@@ -149,7 +149,9 @@ fn changed_layer(world: &mut World, engine: &Engine) -> Result<Vec<Figure>, Fail
         figure("second deploy, one layer changed: TCP payload sent, against the layer", travelled),
         figure("the same as peerctl reports it (bytes_sent)", deployed.bytes_sent),
     ];
-    engine_images.iter().for_each(|image| engine.remove_image(image));
+    for image in &engine_images {
+        engine.remove_image(image);
+    }
     Ok(figures)
 }
 
@@ -299,7 +301,7 @@ pub(crate) fn table(figures: &[Figure]) -> String {
         String::from("| What | Peer Compute | Compared with | Ratio | Target | Met |\n|---|---|---|---|---|---|\n");
     for Figure { what, ours, other, ratio, target, met } in figures {
         let met = met.map_or("", |met| if met { "yes" } else { "**no**" });
-        text += &format!("| {what} | {ours} | {other} | {ratio} | {target} | {met} |\n");
+        text.extend(["| ", what, " | ", ours, " | ", other, " | ", ratio, " | ", target, " | ", met, " |\n"]);
     }
     text
 }

@@ -21,7 +21,7 @@ use crate::{
 };
 
 const START: Duration = Duration::from_secs(30);
-const COMMAND: Duration = Duration::from_secs(120);
+const COMMAND: Duration = Duration::from_mins(2);
 const END: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(1);
 
@@ -164,7 +164,7 @@ impl World {
             world.peerctl(name, &["init", "--name", name])?.succeed()?;
         }
         let whoami = world.peerctl("bob", &["whoami", "--json"])?.succeed()?;
-        world.bob_id = whoami["peer_id"].as_str().ok_or("whoami names no PeerId")?.to_owned();
+        whoami["peer_id"].as_str().ok_or("whoami names no PeerId")?.clone_into(&mut world.bob_id);
         world.introduce()?;
         Ok(world)
     }

@@ -1,7 +1,7 @@
-//! The command line `peerctl`: grammar here and in one file for each group of commands; [`output`] alone prints.
+//! The command line `peerctl`: grammar here and in one file for each group of commands; `output` alone prints.
 //!
 //! It holds no key and no state. Flags are parsed once, into the types of the local interface; everything else is the
-//! daemon's, which [`client`] asks.
+//! daemon's, which `client` asks.
 
 mod client;
 mod completion;

@@ -248,7 +248,7 @@ fn a_full_disk_is_told_and_harms_nobody() {
     let files = crate::world::Files::new();
     let image = salted("hello").layer(Layer::new().file("/large", &noise(16 << 20), 0o644)).build().unwrap();
     let output = alice.try_ctl(&["deploy", &files.write(&image), "--peer", "bob", "--name", "large"]);
-    assert_eq!(output.refused("disk_full", 1).contains("bob"), true);
+    assert!(output.refused("disk_full", 1).contains("bob"));
     alice.try_ctl(&["rm", "--force", "large"]);
     assert_nothing_there(&bob);
     assert!(bob.json(&["audit", "verify"])["fault"].is_null());

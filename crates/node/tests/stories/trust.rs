@@ -151,7 +151,9 @@ fn a_changed_audit_log_is_told() {
     // Whoever can write the file can also take the triggers away that keep lines from being changed.
     let mut statement = database.prepare("SELECT name FROM sqlite_schema WHERE type = 'trigger'").unwrap();
     let triggers: Vec<String> = statement.query_map([], |row| row.get(0)).unwrap().flatten().collect();
-    triggers.iter().for_each(|name| database.execute_batch(&format!("DROP TRIGGER {name}")).unwrap());
+    for name in &triggers {
+        database.execute_batch(&format!("DROP TRIGGER {name}")).unwrap();
+    }
     drop(statement);
     database.execute_batch(&format!("DELETE FROM {table} WHERE rowid = 2")).unwrap();
     drop(database);

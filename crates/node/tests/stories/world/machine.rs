@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use super::{Answer, docker, docker_try, eventually, free_port};
 
 /// Longest run of one `peerctl`.
-const COMMAND_MAX: Duration = Duration::from_secs(120);
+const COMMAND_MAX: Duration = Duration::from_mins(2);
 
 /// How a program ended, and what it printed.
 #[derive(Debug)]

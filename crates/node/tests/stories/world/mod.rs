@@ -19,7 +19,7 @@ pub(crate) use registry::Registry;
 pub(crate) use wire::Wire;
 
 /// Longest wait for something that must happen; reaching it fails the test.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Waits until `look` finds something.
 pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
