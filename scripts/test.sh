@@ -30,7 +30,7 @@ packages() { need_build_packages && need_packages ip=iproute2 nsenter=util-linux
 
 lint() {
     cargo clippy --release --workspace --all-targets --locked -- -D warnings &&
-        RUSTDOCFLAGS="-D warnings" cargo doc --quiet --release --workspace --no-deps --locked
+        RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --quiet --release --workspace --no-deps --locked
 }
 
 # Tests enter network namespaces and speak to the engine, which only root may; cargo itself stays with the user.
