@@ -10,7 +10,10 @@ use std::{
 };
 
 /// The programs that can be built.
-pub const NAMES: [&str; 2] = ["hello", "probe"];
+pub const NAMES: [&str; 3] = ["hello", "probe", "syscalls"];
+
+/// Which of them are a single file of C.
+const IN_C: [&str; 1] = ["syscalls"];
 
 /// Why an example program is not there.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +53,9 @@ pub fn path(name: &str) -> Result<PathBuf, ExampleError> {
 /// Builds the example called `name` (one of [`NAMES`]) and tells where its program lies.
 pub fn build(name: &str) -> Result<PathBuf, ExampleError> {
     let host = host()?;
+    if IN_C.contains(&name) {
+        return compile(name, &host);
+    }
     let package = format!("peer-example-{name}");
     let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let mut command = Command::new(&cargo);
@@ -59,6 +65,19 @@ pub fn build(name: &str) -> Result<PathBuf, ExampleError> {
     run(&mut command, &cargo)?;
     let path = expected(name, &host);
     if path.is_file() { Ok(path) } else { Err(ExampleError::NotBuilt(path)) }
+}
+
+/// Compiles `examples/NAME/NAME.c`.
+fn compile(name: &str, host: &str) -> Result<PathBuf, ExampleError> {
+    let compiler = env::var("CC").unwrap_or_else(|_| "cc".to_owned());
+    let path = expected(name, host);
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory)
+            .map_err(|source| ExampleError::Run { program: directory.display().to_string(), source })?;
+    }
+    let source = workspace_root().join("examples").join(name).join(format!("{name}.c"));
+    run(Command::new(&compiler).args(["-O1", "-Wall", "-Werror", "-static", "-o"]).arg(&path).arg(source), &compiler)?;
+    Ok(path)
 }
 
 fn expected(name: &str, host: &str) -> PathBuf {

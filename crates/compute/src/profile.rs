@@ -3,6 +3,8 @@
 //! A [`ContainerPlan`] has no field for privileges, bind mounts, devices, ports or host namespaces, so that no request,
 //! whatever its way here, can ask for one.
 
+pub mod seccomp;
+
 use std::collections::{BTreeSet, HashMap};
 
 use bollard::models::{
@@ -210,8 +212,7 @@ fn host_config(plan: &ContainerPlan) -> HostConfig {
         network_mode: Some("none".into()),
         privileged: Some(false),
         cap_drop: Some(vec!["ALL".into()]),
-        // The engine's own seccomp profile applies as long as none is named here.
-        security_opt: Some(vec!["no-new-privileges=true".into()]),
+        security_opt: Some(vec!["no-new-privileges=true".into(), format!("seccomp={}", seccomp::profile())]),
         readonly_rootfs: Some(true),
         tmpfs: Some(writable(plan)),
         shm_size: Some(SHARED_MEMORY),

@@ -1,7 +1,8 @@
 //! Visitors at the gateway, through to a real container, and the ways in which a gateway or a provider may misbehave.
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
 
 use peer_node::protocols::{FORWARD, LEASE};
 use peer_proto::code::Code;
@@ -204,4 +205,53 @@ fn only_the_owner_of_the_socket_is_served() {
     assert!((400..500).contains(&ask("GET /v1/status HTTP/1.1\r\nHost: localhost\r\nConnection: close")));
     let marked = "GET /v1/status HTTP/1.1\r\nHost: localhost\r\npeer-compute-client: 1\r\nConnection: close";
     assert_eq!(ask(marked), 200);
+}
+
+/// Passes bytes on between a provider and its gateway, and keeps them.
+fn listen_in(gateway: std::net::SocketAddr) -> (u16, Arc<Mutex<Vec<u8>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (port, heard) = (listener.local_addr().unwrap().port(), Arc::<Mutex<Vec<u8>>>::default());
+    let kept = Arc::clone(&heard);
+    std::thread::spawn(move || {
+        for provider in listener.incoming().flatten() {
+            let gateway = TcpStream::connect(gateway).unwrap();
+            for (mut from, mut to) in [
+                (provider.try_clone().unwrap(), gateway.try_clone().unwrap()),
+                (gateway.try_clone().unwrap(), provider.try_clone().unwrap()),
+            ] {
+                let kept = Arc::clone(&kept);
+                std::thread::spawn(move || {
+                    let mut bytes = [0; 16 * 1024];
+                    while let Ok(length @ 1..) = from.read(&mut bytes) {
+                        kept.lock().unwrap().extend(&bytes[..length]);
+                        if to.write_all(&bytes[..length]).is_err() {
+                            break;
+                        }
+                    }
+                });
+            }
+        }
+    });
+    (port, heard)
+}
+
+#[test]
+fn v6_i4_the_tunnel_holds_no_plaintext() {
+    let (pair, gate) = (Pair::start(), Gate::start());
+    let address = gate.address();
+    let (_, rest) = address.split_once("/tcp/").unwrap();
+    let (port, id) = rest.split_once('/').unwrap();
+    let (relay, heard) = listen_in(([127, 0, 0, 1], port.parse().unwrap()).into());
+    gate.ctl(&["allow", &pair.bob.peer_id]).success();
+    pair.bob.ctl(&["gateway", "add", &format!("/ip4/127.0.0.1/tcp/{relay}/{id}")]);
+    pair.hello("web", &["--expose", "8080"]);
+    let url = eventually("it is published", || pair.alice.json(&["status", "web"])["url"].as_str().map(str::to_owned));
+    let secret = "a-visitors-own-words";
+    let length = format!("Content-Length: {}", secret.len());
+    assert_eq!(gate.ask(&url, "POST /echo", &[&length], secret.as_bytes()).text(), secret);
+    let heard = heard.lock().unwrap();
+    assert!(heard.len() > 2 * secret.len(), "the visit went another way");
+    for plain in [secret, "HTTP/1.1", "POST /echo", "/peer-compute/"] {
+        assert!(!heard.windows(plain.len()).any(|window| window == plain.as_bytes()), "'{plain}' was heard");
+    }
 }
