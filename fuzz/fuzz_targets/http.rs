@@ -45,7 +45,10 @@ fuzz_target!(|data: &[u8]| {
     let seen = serve(&cleared.bytes);
     for (index, (line, body_is_whole)) in seen.requests.iter().enumerate() {
         let start = *cleared.heads.get(index).expect("the library sees a request that was not cleared");
-        assert!(cleared.bytes[start..].starts_with(line.as_bytes()), "request {index} begins elsewhere: {line:?}");
+        let head = &cleared.bytes[start..];
+        // One empty line in front of a request is let through, and the library skips it.
+        let head = head.strip_prefix(b"\r\n").unwrap_or(head);
+        assert!(head.starts_with(line.as_bytes()), "request {index} begins elsewhere: {line:?}");
         let complete = index + 1 < cleared.heads.len() || cleared.whole;
         assert!(*body_is_whole || !complete, "request {index}: the library finds its body cut or wrong");
     }

@@ -184,8 +184,12 @@ pub struct ImageFacts {
     pub entrypoint: Vec<String>,
     /// Its command.
     pub command: Vec<String>,
+    /// Its working directory; empty if it names none.
+    pub working_directory: String,
     /// Names by which the engine knows it.
     pub names: Vec<String>,
+    /// References with a digest by which it was fetched.
+    pub references: Vec<String>,
 }
 
 /// How far a fetch from a registry has come.

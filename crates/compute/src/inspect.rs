@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use bollard::models::{ContainerConfig, ContainerInspectResponse, HostConfig};
+use bollard::models::{ContainerConfig, ContainerCreateBody, ContainerInspectResponse, HostConfig};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -31,28 +31,34 @@ const RUNTIMES: [&str; 7] = ["", "runc", "crun", "io.containerd.runc.v2", "runsc
 
 /// Every way in which the reported container differs from its plan; none if it may run.
 pub fn differences(plan: &ContainerPlan, report: &ContainerInspectResponse) -> Vec<String> {
+    differences_from(&plan.name(), &profile::body(plan), report)
+}
+
+/// The same against what the engine was once told of the container called `name`, which [`profile::body`] made.
+pub fn differences_from(name: &str, told: &ContainerCreateBody, report: &ContainerInspectResponse) -> Vec<String> {
     let mut found = Vec::new();
+    let no_options = HostConfig::default();
+    let host_told = told.host_config.as_ref().unwrap_or(&no_options);
     match &report.host_config {
-        Some(host) => host_differences(plan, host, &mut found),
+        Some(host) => host_differences(host_told, host, &mut found),
         None => found.push("the engine reports no options".to_owned()),
     }
     match &report.config {
-        Some(config) => config_differences(plan, config, &mut found),
+        Some(config) => config_differences(told, config, &mut found),
         None => found.push("the engine reports no configuration".to_owned()),
     }
-    if report.image.as_deref() != Some(plan.image().to_string().as_str()) {
+    if report.image.is_none() || report.image != told.image {
         found.push(format!("image is {}", quote(report.image.as_deref().unwrap_or("not reported"))));
     }
-    if report.name.as_deref().map(|name| name.trim_start_matches('/')) != Some(plan.name().as_str()) {
+    if report.name.as_deref().map(|name| name.trim_start_matches('/')) != Some(name) {
         found.push(format!("name is {}", quote(report.name.as_deref().unwrap_or("not reported"))));
     }
-    mount_differences(plan, report, &mut found);
+    mount_differences(host_told, report, &mut found);
     network_differences(report, &mut found);
     found
 }
 
-fn host_differences(plan: &ContainerPlan, reported: &HostConfig, found: &mut Vec<String>) {
-    let expected = profile::body(plan).host_config.unwrap_or_default();
+fn host_differences(told: &HostConfig, reported: &HostConfig, found: &mut Vec<String>) {
     for (name, paths, required) in [
         ("MaskedPaths", &reported.masked_paths, &MASKED[..]),
         ("ReadonlyPaths", &reported.readonly_paths, &READ_ONLY[..]),
@@ -65,7 +71,7 @@ fn host_differences(plan: &ContainerPlan, reported: &HostConfig, found: &mut Vec
     if !RUNTIMES.contains(&reported.runtime.as_deref().unwrap_or_default()) {
         found.push(format!("Runtime is {}", quote(reported.runtime.as_deref().unwrap_or_default())));
     }
-    let (mut expected, mut reported) = (settings(&expected), settings(reported));
+    let (mut expected, mut reported) = (settings(told), settings(reported));
     for settings in [&mut expected, &mut reported] {
         // Judged above, or of no effect without a terminal.
         for name in ["MaskedPaths", "ReadonlyPaths", "Runtime", "ConsoleSize"] {
@@ -122,8 +128,7 @@ fn same(name: &str, expected: Option<&Value>, reported: Option<&Value>) -> bool 
     expected == reported
 }
 
-fn config_differences(plan: &ContainerPlan, reported: &ContainerConfig, found: &mut Vec<String>) {
-    let expected = profile::body(plan);
+fn config_differences(expected: &ContainerCreateBody, reported: &ContainerConfig, found: &mut Vec<String>) {
     let mut check = |name: &str, holds: bool, shown: String| {
         if !holds {
             found.push(format!("{name} is {}", quote(&shown)));
@@ -154,12 +159,12 @@ fn config_differences(plan: &ContainerPlan, reported: &ContainerConfig, found: &
 }
 
 /// Nothing of the host may be mounted: of the mounts that the engine lists, only the plan's own tmpfs are allowed.
-fn mount_differences(plan: &ContainerPlan, report: &ContainerInspectResponse, found: &mut Vec<String>) {
-    let host = profile::body(plan).host_config.unwrap_or_default();
-    let writable = host.tmpfs.unwrap_or_default();
+fn mount_differences(told: &HostConfig, report: &ContainerInspectResponse, found: &mut Vec<String>) {
     for mount in report.mounts.iter().flatten() {
         let destination = mount.destination.as_deref().unwrap_or_default();
-        if mount.typ.as_deref() != Some("tmpfs") || !writable.contains_key(destination) {
+        if mount.typ.as_deref() != Some("tmpfs")
+            || !told.tmpfs.as_ref().is_some_and(|tmpfs| tmpfs.contains_key(destination))
+        {
             found.push(format!("something is mounted at {}", quote(destination)));
         }
     }

@@ -22,6 +22,12 @@ pub struct Offer {
     pub containers: u32,
 }
 
+/// Most deployments that a peer with this grant may have here, running or not.
+pub fn rows_max(granted: Option<&DeployGrant>) -> usize {
+    let containers = granted.map_or(0, |grant| grant.max_containers);
+    usize::try_from(containers.saturating_mul(4).max(8)).unwrap_or(usize::MAX)
+}
+
 /// What all the given deployments hold; of one owner, or of all.
 pub fn held(records: &[Record], owner: Option<&PeerId>) -> Held {
     records
@@ -79,6 +85,19 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn v5_deployments_at_rest_are_bounded_by_the_grant() {
+        let grant = |max_containers| DeployGrant {
+            max_cpu: Millicores::new(1).expect("in range"),
+            max_memory: ByteSize::mebibytes(1),
+            max_containers,
+            expires_at: None,
+        };
+        let bounds = [0, 1, 8, u32::MAX].map(|containers| rows_max(Some(&grant(containers))));
+        assert_eq!(bounds, [8, 8, 32, u32::MAX as usize]);
+        assert_eq!(rows_max(None), 8);
+    }
 
     proptest! {
         #[test]

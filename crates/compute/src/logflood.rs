@@ -13,7 +13,7 @@ use std::{
 
 /// Growth that is borne for any length of time (bytes per second).
 pub const RATE_MAX: u64 = 256 << 10;
-/// So many samples in a row above it are a flood.
+/// So many more samples above it than below are a flood: pauses do not hide one, and a burst is forgotten in time.
 pub const SAMPLES: u32 = 5;
 
 /// A log file at one moment.
@@ -49,8 +49,9 @@ impl FloodWatch {
         let replaced = (last.inode, last.created) != (file.inode, file.created) || file.size < last.size;
         let grown = u128::from(file.size.saturating_sub(last.size));
         let allowed = u128::from(RATE_MAX) * elapsed.as_millis() / 1000;
-        // A slow writer's file is replaced now and then, but not in every sample of a row.
-        self.above = if replaced || grown > allowed { self.above.saturating_add(1) } else { 0 };
+        // A slow writer's file is replaced now and then, but not in more samples than it is not.
+        self.above =
+            if replaced || grown > allowed { self.above.saturating_add(1) } else { self.above.saturating_sub(1) };
         self.above >= SAMPLES
     }
 }
@@ -87,6 +88,17 @@ mod tests {
         let mut watch = FloodWatch::default();
         let sizes = [0, 900 << 10, 900 << 10, 10, 900 << 10, 900 << 10];
         assert!(!sizes.iter().any(|size| watch.sample(LogFile { size: *size, inode: 1, created: None }, SECOND)));
+    }
+
+    #[test]
+    fn v5_pauses_do_not_hide_a_flood() {
+        let mut watch = FloodWatch::default();
+        let flooding = |second: u64| second % 4 != 3;
+        let alarm = (0..60_u64).find(|second| {
+            let written = (0..*second).filter(|second| flooding(*second)).count() as u64 * (2 << 20);
+            watch.sample(LogFile { size: written % FILE_MAX, inode: written / FILE_MAX, created: None }, SECOND)
+        });
+        assert!(alarm.is_some_and(|second| second < 20), "{alarm:?}");
     }
 
     #[test]

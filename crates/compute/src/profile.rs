@@ -19,6 +19,7 @@ use peer_proto::{
 };
 
 use crate::engine::{ImageFacts, quote};
+use crate::image::configuration::ImageConfiguration;
 
 /// Label with the node's own mark: what carries it is ours to look at, never proof that we made it.
 pub const NODE_LABEL: &str = "peer-compute.node";
@@ -109,18 +110,9 @@ pub fn plan(
     if ![UID_BASE, UID_BASE_MAPPED].iter().any(|base| (*base..base + UID_SLOTS).contains(&uid)) {
         return Err(Problem::new(Code::Internal, format!("user {uid} is not one of those for deployments")));
     }
-    if image.system != "linux" {
-        let message = format!("the image is for '{}', and only linux images run here", quote(&image.system));
-        return Err(Problem::new(Code::InvalidImage, message));
-    }
-    let entrypoint = specification.entrypoint.clone();
-    let command = (!specification.command.is_empty()).then(|| specification.command.clone());
-    let programless = entrypoint.as_ref().unwrap_or(&image.entrypoint).is_empty()
-        && command.as_ref().unwrap_or(&image.command).is_empty();
-    if programless {
-        let message = "the image names no program to run; give a command or an entrypoint";
-        return Err(Problem::new(Code::InvalidArgument, message));
-    }
+    let wishes = Wishes::from(image);
+    let volumes = check_image(&wishes)?;
+    check_program(specification, &wishes)?;
     let environment = specification.environment.iter().map(|v| format!("{}={}", v.name, v.value)).collect();
     Ok(ContainerPlan {
         deployment,
@@ -129,13 +121,71 @@ pub fn plan(
         image: image.digest,
         hostname: specification.name.as_str().replace(['_', '.'], "-"),
         uid,
-        entrypoint,
-        command,
+        entrypoint: specification.entrypoint.clone(),
+        command: (!specification.command.is_empty()).then(|| specification.command.clone()),
         environment,
-        volumes: volumes(&image.volumes)?,
+        volumes,
         limits: specification.limits.clone(),
         stop_timeout_seconds: specification.stop_timeout_seconds,
     })
+}
+
+/// What an image asks for, as far as it decides whether it can run here.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wishes<'a> {
+    system: &'a str,
+    entrypoint: &'a [String],
+    command: &'a [String],
+    working_directory: &'a str,
+    volumes: &'a [String],
+}
+
+impl<'a> From<&'a ImageFacts> for Wishes<'a> {
+    fn from(image: &'a ImageFacts) -> Self {
+        Self {
+            system: &image.system,
+            entrypoint: &image.entrypoint,
+            command: &image.command,
+            working_directory: &image.working_directory,
+            volumes: &image.volumes,
+        }
+    }
+}
+
+impl<'a> From<&'a ImageConfiguration> for Wishes<'a> {
+    fn from(image: &'a ImageConfiguration) -> Self {
+        Self {
+            system: &image.system,
+            entrypoint: &image.entrypoint,
+            command: &image.command,
+            working_directory: &image.working_directory,
+            volumes: &image.volumes,
+        }
+    }
+}
+
+/// Checks what an image asks for, before its first byte is taken and once more before it runs. Gives its volumes.
+pub(crate) fn check_image(image: &Wishes<'_>) -> Result<BTreeSet<String>, Problem> {
+    let invalid = |message| Err(Problem::new(Code::InvalidImage, message));
+    if image.system != "linux" {
+        return invalid(format!("the image is for '{}', and only linux images run here", quote(image.system)));
+    }
+    let directory = image.working_directory;
+    if !directory.is_empty() && !directory.starts_with('/') {
+        return invalid(format!("the image's working directory '{}' is not an absolute path", quote(directory)));
+    }
+    volumes(image.volumes)
+}
+
+/// Checks that the image or the specification names a program.
+pub(crate) fn check_program(specification: &Specification, image: &Wishes<'_>) -> Result<(), Problem> {
+    let entrypoint = specification.entrypoint.as_deref().unwrap_or(image.entrypoint);
+    let command = if specification.command.is_empty() { image.command } else { &specification.command };
+    if entrypoint.is_empty() && command.is_empty() {
+        let message = "the image names no program to run; give a command or an entrypoint";
+        return Err(Problem::new(Code::InvalidArgument, message));
+    }
+    Ok(())
 }
 
 /// The paths that an image wants as volumes. Left to the engine, each would be host disk without a limit.
@@ -273,7 +323,9 @@ pub(crate) mod tests {
             exposed_ports: vec![],
             entrypoint: vec![],
             command: vec!["/app".into()],
+            working_directory: "/".into(),
             names: vec![],
+            references: vec![],
         }
     }
 
@@ -311,6 +363,13 @@ pub(crate) mod tests {
         }
         let image = ImageFacts { volumes: (0..=VOLUMES_MAX).map(|n| format!("/{n}")).collect(), ..image() };
         assert!(planned(&specification(), &image).is_err());
+    }
+
+    #[test]
+    fn v4_a_working_directory_that_is_relative_is_refused() {
+        let image = |directory: &str| ImageFacts { working_directory: directory.into(), ..image() };
+        assert_eq!(planned(&specification(), &image("a/b")).unwrap_err().code, Code::InvalidImage);
+        assert!(planned(&specification(), &image("")).is_ok());
     }
 
     #[test]

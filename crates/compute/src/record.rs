@@ -1,5 +1,6 @@
 //! The rows of deployments: what survives a crash. Truth is here, not in the engine's labels (SECURITY M13).
 
+use bollard::models::ContainerCreateBody;
 use peer_proto::PeerId;
 use peer_proto::code::{Code, Problem};
 use peer_proto::deploy::{ImageSource, Specification, Status};
@@ -13,7 +14,8 @@ use crate::deployment::{Life, Restarts, Step, Wanted};
 use crate::possession;
 
 /// This room's tables.
-pub const SCHEMA: Schema = Schema { room: "compute", steps: &[TABLES, possession::TABLES, MARK] };
+pub const SCHEMA: Schema =
+    Schema { room: "compute", steps: &[TABLES, possession::TABLES, MARK, MADE, possession::PULLS] };
 
 const TABLES: &str = "
     CREATE TABLE deployment (
@@ -37,6 +39,10 @@ const TABLES: &str = "
     ) STRICT;";
 
 const MARK: &str = "CREATE TABLE room_mark (id INTEGER PRIMARY KEY CHECK (id = 1), mark TEXT NOT NULL) STRICT;";
+
+const MADE: &str = "CREATE TABLE container (
+        deployment BLOB PRIMARY KEY, told TEXT NOT NULL
+    ) STRICT;";
 
 const BLOB_MAX: usize = 2 * 1024 * 1024;
 
@@ -210,8 +216,31 @@ pub(crate) fn update(tx: &Tx<'_>, record: &Record) -> Result<(), DatabaseError> 
     Ok(())
 }
 
+/// What the engine was told when the deployment's container was made last, perhaps by an older version of this program.
+pub(crate) fn told(tx: &Tx<'_>, id: DeploymentId) -> Result<Option<ContainerCreateBody>, DatabaseError> {
+    let text: Option<String> =
+        match tx.query_row("SELECT told FROM container WHERE deployment = ?1", [id.0], |row| row.get(0)) {
+            Ok(text) => Some(text),
+            Err(rusqlite::Error::QueryReturnedNoRows) => None,
+            Err(error) => return Err(error.into()),
+        };
+    Ok(text.map(|text| serde_json::from_str(&text)).transpose().map_err(|error| damaged(0, error))?)
+}
+
+/// Notes what the engine is about to be told, so that a later version can judge the container by it.
+pub(crate) fn tell(tx: &Tx<'_>, id: DeploymentId, told: &ContainerCreateBody) -> Result<(), DatabaseError> {
+    let text = serde_json::to_string(told).map_err(|error| damaged(0, error))?;
+    tx.execute(
+        "INSERT INTO container (deployment, told) VALUES (?1, ?2)
+         ON CONFLICT (deployment) DO UPDATE SET told = excluded.told",
+        params![id.0, text],
+    )?;
+    Ok(())
+}
+
 /// Forgets a deployment.
 pub(crate) fn delete(tx: &Tx<'_>, id: DeploymentId) -> Result<(), DatabaseError> {
+    tx.execute("DELETE FROM container WHERE deployment = ?1", [id.0])?;
     tx.execute("DELETE FROM deployment WHERE id = ?1", [id.0])?;
     Ok(())
 }

@@ -25,11 +25,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::connector::{Connector, Namespace};
+use crate::deployment::Wanted;
 use crate::driver;
 use crate::engine::{ContainerFacts, Engine, EngineError, EngineFacts, LogOptions, LogStream};
 use crate::fetch::Transfers;
 use crate::image::spool::SpoolError;
 use crate::ledger::{self, Offer};
+use crate::logflood::FloodWatch;
 use crate::possession::{self, BroughtImage};
 use crate::profile::container_name;
 use crate::record::{self, Record};
@@ -96,6 +98,8 @@ pub(crate) struct Live {
     pub(crate) wake: Arc<Notify>,
     /// Whether this daemon has compared the running container with its plan.
     pub(crate) judged: bool,
+    /// How fast its log has grown lately.
+    pub(crate) log: FloodWatch,
     pub(crate) endpoint: Option<Endpoint>,
     health: Option<Health>,
     url: Option<String>,
@@ -203,28 +207,6 @@ impl<E: Engine> Room<E> {
         });
     }
 
-    /// Stops (or, if `forget`, removes) everything of an owner who is trusted no more.
-    pub async fn end_all_of(&self, owner: PeerId) -> Result<Vec<DeploymentId>, DatabaseError> {
-        let ended: Vec<Record> = self
-            .inner
-            .database
-            .write(move |tx| -> Result<_, DatabaseError> {
-                let mut records = record::of_owner(tx, &owner)?;
-                for record in &mut records {
-                    if intent::want_removed(record).is_ok() {
-                        record::update(tx, record)?;
-                    }
-                }
-                possession::forget_owner(tx, &owner)?;
-                Ok(records)
-            })
-            .await?;
-        for record in &ended {
-            self.committed(record);
-        }
-        Ok(ended.into_iter().map(|record| record.id).collect())
-    }
-
     /// Every deployment on this machine.
     pub async fn all(&self) -> Result<Vec<Record>, DatabaseError> {
         self.inner.database.write(record::all).await
@@ -245,6 +227,12 @@ impl<E: Engine> Room<E> {
     /// One deployment of this owner. Somebody else's cannot be told from one that does not exist.
     pub async fn status(&self, owner: PeerId, id: DeploymentId) -> Result<Status, Problem> {
         Ok(self.inner.status(&self.owned(owner, id).await?))
+    }
+
+    /// The same, and whether it is only on the way: stopped in order to be started again.
+    pub async fn progress(&self, owner: PeerId, id: DeploymentId) -> Result<(Status, bool), Problem> {
+        let record = self.owned(owner, id).await?;
+        Ok((self.inner.status(&record), record.wanted == Wanted::Restarted))
     }
 
     async fn owned(&self, owner: PeerId, id: DeploymentId) -> Result<Record, Problem> {
@@ -335,10 +323,13 @@ impl<E: Engine> Room<E> {
     /// What a peer may still use of what it is granted.
     pub async fn capacity(&self, peer: &PeerRecord, architecture: &str) -> Result<Capacity, DatabaseError> {
         let records = self.all().await?;
-        let (mine, all) = (ledger::held(&records, Some(&peer.peer)), ledger::held(&records, None));
+        let mine = ledger::held(&records, Some(&peer.peer));
         let now = (self.inner.options.clock)();
         let granted = peer.grants.deploy.clone().filter(|grant| grant.is_live(now));
-        Ok(ledger::free(granted, self.inner.options.offer, mine, all, architecture))
+        // What others hold is left out: it is not this peer's business. Without a grant, so is the machine's size.
+        let nothing = Offer { cpu: 0, memory: 0, containers: 0 };
+        let offer = if granted.is_some() { self.inner.options.offer } else { nothing };
+        Ok(ledger::free(granted, offer, mine, mine, architecture))
     }
 
     /// What this machine offers in sum, and what is left of it.
@@ -361,6 +352,20 @@ impl<E: Engine> Room<E> {
     pub fn engine(&self) -> &E {
         &self.inner.engine
     }
+}
+
+/// Has everything removed that belongs to an owner who is trusted no more, in the transaction that says so. Gives what was
+/// still wanted; after the commit each of these goes to [`Room::committed`].
+pub fn end_all_of(tx: &Tx<'_>, owner: &PeerId) -> Result<Vec<Record>, DatabaseError> {
+    let mut ended = Vec::new();
+    for mut record in record::of_owner(tx, owner)? {
+        if record.wanted != Wanted::Removed && intent::want_removed(&mut record).is_ok() {
+            record::update(tx, &record)?;
+            ended.push(record);
+        }
+    }
+    possession::forget_owner(tx, owner)?;
+    Ok(ended)
 }
 
 impl<E> Inner<E> {

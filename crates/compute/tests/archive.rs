@@ -241,9 +241,17 @@ fn damaged_archives_are_refused_with_the_reason() {
 
 #[test]
 fn what_is_no_archive_is_refused() {
-    for bytes in [b"".as_slice(), b"hello", &[0; 2048], &gzip(b"hello"), &tar(&[("file", b"x")])] {
+    for (bytes, reason) in [
+        (b"".as_slice(), "it is empty"),
+        (&[0; 2048], "it is empty"),
+        (b"hello", "it is not a tar file"),
+        (&[7; 2048], "it is not a tar file"),
+        (&gzip(b"hello"), "it is not a tar file"),
+        (&tar(&[("file", b"x")]), "neither a manifest.json nor an index.json"),
+        (&image().docker_archive().unwrap()[..600], "it is cut off"),
+    ] {
         let error = open(bytes).unwrap_err();
-        assert!(matches!(error, ArchiveError::NotAnImage { .. }), "{error}");
+        assert!(matches!(&error, ArchiveError::NotAnImage { reason: found, .. } if found.contains(reason)), "{error}");
     }
     let absent = Archive::open(Path::new("/nonexistent"), &Selection::default()).unwrap_err();
     assert!(matches!(absent, ArchiveError::Read { .. }), "{absent}");

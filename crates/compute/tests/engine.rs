@@ -407,6 +407,11 @@ async fn an_image_is_pulled_by_its_digest_and_never_more_than_allowed() {
     let digest = engine.pull(&registry.reference, 64 << 20, &mut |progress| last = Some(progress)).await.unwrap();
     assert_eq!(digest.to_string(), image.id().to_string());
     assert!(last.is_some());
+    let facts = engine.has_image(digest).await.unwrap().unwrap();
+    assert_eq!(facts.references, [registry.reference.to_string()]);
+    let refused = engine.pull(&registry.reference, 1000, &mut none).await;
+    assert!(matches!(refused, Err(EngineError::ImageTooLarge { .. })), "{refused:?}");
+    assert!(engine.has_image(digest).await.unwrap().is_some(), "what was here before stays");
     engine.remove_image(digest).await.unwrap();
     assert_eq!(engine.has_image(digest).await.unwrap(), None);
     let absent = format!("{}@{}", registry.reference.name(), Digest::of(b"absent")).parse().unwrap();

@@ -14,9 +14,11 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, NameConstraints,
 };
-use rustls::ServerConfig;
+use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{CertificateError as Invalid, InconsistentKeys, RootCertStore, ServerConfig};
 
 use crate::names::Domain;
 use crate::settings::Certificate;
@@ -46,6 +48,14 @@ pub enum CertificateError {
         /// What is wrong.
         reason: String,
     },
+    /// The private key belongs to another certificate.
+    #[error("the key in {} is not that of the certificate in {}; name two files that belong together", key.display(), certificate.display())]
+    KeyMismatch {
+        /// The file with the key.
+        key: PathBuf,
+        /// The file with the certificate.
+        certificate: PathBuf,
+    },
     /// The library refused.
     #[error("the TLS certificate cannot be used: {0}")]
     Tls(#[from] rustls::Error),
@@ -62,14 +72,15 @@ pub fn authority_path(data_dir: &Path) -> PathBuf {
 /// The TLS configuration for visitors. HTTP/1.1 is the only protocol offered.
 pub fn server_config(source: &Certificate, data_dir: &Path, domain: &Domain) -> Result<ServerConfig, CertificateError> {
     let (chain, key) = match source {
-        Certificate::Files { certificate, key } => read_files(certificate, key)?,
+        Certificate::Files { certificate, key } => read_files(certificate, key, domain)?,
         Certificate::Development => development(data_dir, domain)?,
     };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
-        .with_single_cert(chain, key)?;
+        .with_single_cert(chain, key)
+        .map_err(|error| unfit(source, error))?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.ticketer = rustls::crypto::ring::Ticketer::new()?;
     // Early data could be replayed by whoever saw it.
@@ -79,19 +90,54 @@ pub fn server_config(source: &Certificate, data_dir: &Path, domain: &Domain) -> 
 
 type ChainAndKey = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
-fn read_files(certificate: &Path, key: &Path) -> Result<ChainAndKey, CertificateError> {
-    let unreadable = |path: &Path, reason: &dyn std::fmt::Display| CertificateError::Unreadable {
-        path: path.to_owned(),
-        reason: reason.to_string(),
-    };
+fn unreadable(path: &Path, reason: &dyn std::fmt::Display) -> CertificateError {
+    CertificateError::Unreadable { path: path.to_owned(), reason: reason.to_string() }
+}
+
+/// Why certificate and key do not go together, with the files that hold them.
+fn unfit(source: &Certificate, error: rustls::Error) -> CertificateError {
+    match (source, error) {
+        (Certificate::Files { certificate, key }, rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => {
+            CertificateError::KeyMismatch { key: key.clone(), certificate: certificate.clone() }
+        }
+        (Certificate::Files { certificate, .. }, error @ rustls::Error::InvalidCertificate(_)) => {
+            unreadable(certificate, &error)
+        }
+        (Certificate::Files { key, .. }, error) => unreadable(key, &error),
+        (Certificate::Development, error) => error.into(),
+    }
+}
+
+fn read_files(certificate: &Path, key: &Path, domain: &Domain) -> Result<ChainAndKey, CertificateError> {
     let chain = CertificateDer::pem_slice_iter(&read(certificate)?)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| unreadable(certificate, &error))?;
-    if chain.is_empty() {
-        return Err(unreadable(certificate, &"holds no certificate in PEM form"));
-    }
+    let leaf = chain.first().ok_or_else(|| unreadable(certificate, &"holds no certificate in PEM form"))?;
+    check_leaf(leaf, domain, UnixTime::now()).map_err(|reason| unreadable(certificate, &reason))?;
     let private = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(|error| unreadable(key, &error))?;
     Ok((chain, private))
+}
+
+/// Refuses a certificate that no visitor of a deployment could accept, whoever has signed it.
+fn check_leaf(leaf: &CertificateDer<'_>, domain: &Domain, now: UnixTime) -> Result<(), String> {
+    let parsed = ParsedCertificate::try_from(leaf).map_err(|error| error.to_string())?;
+    let name = ServerName::try_from(format!("x.{domain}")).map_err(|error| error.to_string())?;
+    if verify_server_name(&parsed, &name).is_err() {
+        return Err(format!(
+            "the certificate is not for '*.{domain}'; get one that is, or set domain to what it is for"
+        ));
+    }
+    let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms.all;
+    // Nobody is trusted here, so this always fails; a time that does not fit is found before that.
+    match verify_server_cert_signed_by_trust_anchor(&parsed, &RootCertStore::empty(), &[], now, algorithms) {
+        Err(rustls::Error::InvalidCertificate(
+            error @ (Invalid::Expired
+            | Invalid::ExpiredContext { .. }
+            | Invalid::NotValidYet
+            | Invalid::NotValidYetContext { .. }),
+        )) => Err(format!("the certificate cannot be used now ({error}); renew it, or set the clock")),
+        _ => Ok(()),
+    }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, CertificateError> {
@@ -181,6 +227,33 @@ mod tests {
         assert_ne!(std::fs::read(&path).unwrap(), first);
         let key = std::fs::metadata(directory.path().join("tls/ca.key")).unwrap();
         assert_eq!(key.permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn operators_certificate_must_fit_its_key_its_names_and_the_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let [certificate, key] = ["c.pem", "k.pem"].map(|name| directory.path().join(name));
+        let files = Certificate::Files { certificate: certificate.clone(), key: key.clone() };
+        let check = |names: &[&str], days: u32, own_key: bool| {
+            let pair = KeyPair::generate().unwrap();
+            let mut params = CertificateParams::new(names.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap();
+            set_validity(&mut params, days);
+            std::fs::write(&certificate, params.self_signed(&pair).unwrap().pem()).unwrap();
+            let pair = if own_key { pair } else { KeyPair::generate().unwrap() };
+            std::fs::write(&key, pair.serialize_pem()).unwrap();
+            let outcome = server_config(&files, directory.path(), &"a.example.org".parse().unwrap());
+            outcome.map(drop).map_err(|error| error.to_string())
+        };
+        assert_eq!(check(&["*.a.example.org", "a.example.org"], 30, true), Ok(()));
+        for names in [&["a.example.org"][..], &["*.example.org"], &["*.b.example.org"]] {
+            let error = check(names, 30, true).unwrap_err();
+            assert!(error.contains("c.pem") && error.contains("'*.a.example.org'"), "{error}");
+        }
+        // Valid from yesterday for no day at all.
+        let error = check(&["*.a.example.org"], 0, true).unwrap_err();
+        assert!(error.contains("c.pem") && error.contains("renew"), "{error}");
+        let error = check(&["*.a.example.org"], 30, false).unwrap_err();
+        assert!(error.contains("k.pem is not that of the certificate in") && error.contains("c.pem"), "{error}");
     }
 
     #[test]

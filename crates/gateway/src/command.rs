@@ -1,26 +1,34 @@
 //! What `peergate` can be asked on the command line, and how it answers: texts for people, one JSON value with `--json`.
+//! Failures are told as `peerctl` tells them: sentence and code on standard error, with `--json` also an object on
+//! standard output.
 
+use std::ffi::OsString;
 use std::io::{self, IsTerminal as _, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 use peer_net::PeerId;
 use peer_proto::code::{Code, ExitStatus, Problem};
 use peer_proto::id::Name;
+use peer_proto::text::escape;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-use crate::gateway::{self, Gateway, InfoError, StartError};
-use crate::providers::{self, ProvidersError};
+use crate::gateway::{self, Denial, Gateway, InfoError, StartError};
+use crate::providers::{self, ProvidersError, Reference};
 use crate::settings::{self, Keys, Resolved, SettingsError};
+
+/// Longest wait until the running gateway has put a denial into force.
+const DENIAL_TIME: Duration = Duration::from_secs(3);
 
 /// The public door of Peer Compute: HTTPS for visitors, tunnels to the providers that you allow.
 #[derive(Debug, Parser)]
 #[command(name = "peergate", version, propagate_version = true, disable_help_subcommand = true)]
-pub struct Arguments {
+struct Arguments {
     /// Settings file [default: DATA_DIR/peergate.toml]
     #[arg(long, env = "PEERGATE_CONFIG", global = true)]
     config: Option<PathBuf>,
@@ -40,6 +48,7 @@ enum Command {
     /// Let a provider publish deployments here; takes effect at once
     Allow {
         /// The provider's PeerId, from 'peerctl whoami' on its machine
+        #[arg(value_parser = providers::parse_peer)]
         peer_id: PeerId,
         /// A name of your choice for it
         #[arg(long)]
@@ -47,8 +56,9 @@ enum Command {
     },
     /// Stop letting a provider publish deployments here; its names end at once
     Deny {
-        /// The provider's PeerId
-        peer_id: PeerId,
+        /// The provider's PeerId, or the name that it was given here
+        #[arg(value_parser = providers::parse_reference)]
+        provider: Reference,
     },
     /// List the providers that are allowed
     Providers,
@@ -113,6 +123,7 @@ impl From<ProvidersError> for Failure {
             ProvidersError::File(_) | ProvidersError::Damaged { .. } => Code::FileFailed,
             ProvidersError::Full => Code::OverLimit,
             ProvidersError::Unknown(_) => Code::UnknownPeer,
+            ProvidersError::Ambiguous(_) => Code::Ambiguous,
         };
         Self::new(code, &error)
     }
@@ -145,7 +156,12 @@ impl From<io::Error> for Failure {
 }
 
 /// Runs the program; the exit status follows the same table as `peerctl`'s.
-pub fn execute(arguments: Arguments) -> ExitCode {
+pub fn execute(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let arguments = match Arguments::try_parse_from(&arguments) {
+        Ok(arguments) => arguments,
+        Err(error) => return refused_arguments(&error, arguments.iter().any(|argument| argument == "--json")),
+    };
     let json = arguments.json;
     match dispatch(arguments) {
         Ok(answer) => {
@@ -154,12 +170,38 @@ pub fn execute(arguments: Arguments) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(Failure(problem)) => {
-            let line = if json { json!({ "error": problem }).to_string() } else { format!("peergate: {problem}") };
-            drop(writeln!(io::stderr(), "{line}"));
-            let status = problem.code.exit_status();
-            ExitCode::from(u8::try_from(status as i32).unwrap_or(ExitStatus::Failed as u8))
+            complain(&format!("error: {}\ncode: {}", escape(&problem.message), problem.code));
+            report(&problem, json)
         }
     }
+}
+
+/// Reports a command line that clap refused, or prints the help that it was asked for.
+fn refused_arguments(error: &clap::Error, json: bool) -> ExitCode {
+    drop(error.print());
+    if !error.use_stderr() {
+        return ExitCode::SUCCESS;
+    }
+    let rendered = error.render().to_string();
+    let sentence = rendered.trim_start_matches("error: ").split("\n\n").next().unwrap_or_default();
+    let sentence = sentence.split_whitespace().collect::<Vec<_>>().join(" ");
+    let problem = Problem::new(Code::InvalidArgument, sentence);
+    complain(&format!("code: {}", problem.code));
+    report(&problem, json)
+}
+
+/// Tells programs of a problem, and gives the status to exit with.
+fn report(problem: &Problem, json: bool) -> ExitCode {
+    if json {
+        drop(writeln!(io::stdout().lock(), "{}", json!({ "error": problem })));
+    }
+    let status = problem.code.exit_status();
+    ExitCode::from(u8::try_from(status as i32).unwrap_or(ExitStatus::Failed as u8))
+}
+
+/// Writes to standard error; whoever closed it does not want to know.
+fn complain(text: &str) {
+    drop(writeln!(io::stderr().lock(), "{text}"));
 }
 
 fn print(answer: &Answer, json: bool) -> io::Result<()> {
@@ -181,18 +223,8 @@ fn dispatch(arguments: Arguments) -> Result<Answer, Failure> {
             let resolved = settings::resolve(config.as_deref(), keys)?;
             let data_dir = &resolved.settings.data_dir;
             match command {
-                Command::Allow { peer_id, name } => {
-                    peer_state::data_dir::create_private(data_dir).map_err(ProvidersError::from)?;
-                    let changed = providers::allow(data_dir, peer_id, name.clone())?;
-                    let text = if changed { "allowed" } else { "was allowed already:" };
-                    let value = json!({ "peer_id": peer_id.to_string(), "name": name, "changed": changed });
-                    Ok(Answer { text: format!("{text} {peer_id}\n"), value })
-                }
-                Command::Deny { peer_id } => {
-                    providers::deny(data_dir, peer_id)?;
-                    let value = json!({ "peer_id": peer_id.to_string(), "changed": true });
-                    Ok(Answer { text: format!("denied {peer_id}; its names have ended\n"), value })
-                }
+                Command::Allow { peer_id, name } => allow(data_dir, peer_id, name.as_ref()),
+                Command::Deny { provider } => deny(data_dir, &provider),
                 Command::Providers => list(data_dir),
                 Command::Info => Ok(info(&gateway::info(&resolved.settings)?)),
                 Command::Config { command: ConfigCommand::Check } => Ok(check(&resolved)),
@@ -200,6 +232,26 @@ fn dispatch(arguments: Arguments) -> Result<Answer, Failure> {
             }
         }
     }
+}
+
+fn allow(data_dir: &Path, peer_id: PeerId, name: Option<&Name>) -> Result<Answer, Failure> {
+    peer_state::data_dir::create_private(data_dir).map_err(ProvidersError::from)?;
+    let changed = providers::allow(data_dir, peer_id, name.cloned())?;
+    let text = if changed { "allowed" } else { "was allowed already:" };
+    let value = json!({ "peer_id": peer_id.to_string(), "name": name, "changed": changed });
+    Ok(Answer { text: format!("{text} {peer_id}\n"), value })
+}
+
+fn deny(data_dir: &Path, provider: &Reference) -> Result<Answer, Failure> {
+    let peer_id = providers::deny(data_dir, provider)?;
+    let denial = gateway::wait_until_denied(data_dir, peer_id, DENIAL_TIME).map_err(ProvidersError::from)?;
+    let (text, in_force) = match denial {
+        Denial::Done => ("; its names have ended", true),
+        Denial::NotRunning => ("", true),
+        Denial::Pending => ("; the running gateway has not ended its names yet, its log says why", false),
+    };
+    let value = json!({ "peer_id": peer_id.to_string(), "changed": true, "in_force": in_force });
+    Ok(Answer { text: format!("denied {peer_id}{text}\n"), value })
 }
 
 fn version() -> Answer {
@@ -214,7 +266,7 @@ fn completion(shell: Shell) -> Answer {
     Answer { value: json!({ "shell": shell.to_string(), "script": text }), text }
 }
 
-fn list(data_dir: &std::path::Path) -> Result<Answer, Failure> {
+fn list(data_dir: &Path) -> Result<Answer, Failure> {
     let providers = providers::load(data_dir)?.entries;
     let mut lines: Vec<String> = providers
         .iter()
@@ -229,6 +281,10 @@ fn list(data_dir: &std::path::Path) -> Result<Answer, Failure> {
 fn info(info: &gateway::Info) -> Answer {
     let mut lines = vec![format!("peer id      {}", info.peer_id)];
     lines.extend(info.addresses.iter().map(|address| format!("providers    {address}")));
+    if info.addresses.is_empty() {
+        lines
+            .push("providers    the addresses of this machine, which are shown here while the gateway runs".to_owned());
+    }
     lines.push(format!("visitors     https://<name>{} (listens on {})", info.url_suffix, info.https_address));
     if let Some(path) = &info.ca_certificate {
         lines.push(format!("certificate  development authority {}", path.display()));

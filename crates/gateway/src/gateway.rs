@@ -6,9 +6,9 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use peer_net::{Limits, Multiaddr, Network, Options, Policy, Protocols, Role};
+use peer_net::{Limits, Multiaddr, Network, Options, PeerId, Policy, Protocols, Role};
 use peer_state::data_dir::{DataDir, DataDirError};
 use peer_state::durable::{self, FileError};
 use serde::{Deserialize, Serialize};
@@ -37,6 +37,10 @@ const RUNNING_FILE: &str = "running.json";
 const RUNNING_FILE_MAX: u64 = 64 * 1024;
 /// Lease streams on one connection of a provider: one that lives, and some that are being replaced.
 const LEASE_STREAMS_MAX: usize = 8;
+/// Longest wait until a denied provider's connections are closed.
+const CLOSING_TIME: Duration = Duration::from_secs(2);
+/// Pause between two looks at whether something has been done.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
 /// Pause between two sweeps of kept streams and rate buckets.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -71,7 +75,8 @@ pub enum StartError {
 pub struct Info {
     /// Its PeerId, which providers pin.
     pub peer_id: String,
-    /// Where providers reach it, with the PeerId at the end.
+    /// Where providers reach it, with the PeerId at the end; where it listens on all of the machine's addresses, they are
+    /// known while it runs.
     pub addresses: Vec<String>,
     /// The domain of all names.
     pub domain: String,
@@ -85,6 +90,15 @@ pub struct Info {
     pub metrics_address: Option<String>,
     /// Whether the gateway runs.
     pub running: bool,
+}
+
+/// What the running gateway writes down for other invocations of the program.
+#[derive(Debug, Serialize, Deserialize)]
+struct Running {
+    #[serde(flatten)]
+    info: Info,
+    /// The allow list in force: whoever is not in it has no name and no connection any more.
+    providers: Vec<String>,
 }
 
 /// Why nothing is known of a gateway.
@@ -140,6 +154,7 @@ impl Gateway {
         let data_dir = DataDir::open(&settings.data_dir)?;
         let identity = identity::load_or_create(data_dir.path())?;
         let policy = watch::Sender::new(Arc::new(providers::load(data_dir.path())?.policy()));
+        let followed = policy.subscribe();
         let tls = certificates::server_config(&settings.certificate, data_dir.path(), &settings.domain)?;
         let listener = listen::bind(settings.https_listen).await?;
         let https_address = listener.local_addr()?;
@@ -181,7 +196,9 @@ impl Gateway {
             kill: kill.clone(),
         };
         let mut background = JoinSet::new();
-        background.spawn(end_denied(policy.subscribe(), Arc::clone(&proxy.leases)));
+        let allow_list = AllowList::new(followed, &proxy, &network, &info, &data_dir);
+        allow_list.write()?;
+        background.spawn(allow_list.follow());
         background.spawn(providers::follow(data_dir.path().to_owned(), policy));
         background.spawn(lease_streams::serve(incoming, Arc::clone(&proxy.leases), public, kill.clone()));
         background.spawn(listen::serve(listener, door));
@@ -189,7 +206,6 @@ impl Gateway {
         if let Some(listener) = metrics_listener {
             background.spawn(metrics_listen::serve(listener, Arc::clone(&proxy), Arc::clone(&connections)));
         }
-        write_running(&data_dir, &info)?;
         let owned = Owned { background, tasks, streams, stop, kill, drain: bounds.drain };
         Ok(Self { info, https_address, metrics_address, network, proxy, connections, owned, data_dir })
     }
@@ -264,14 +280,18 @@ fn new_proxy(settings: &Settings, pool: Pool, tasks: TaskTracker, stop: Cancella
 fn running_info(
     settings: &Settings,
     addresses: &[Multiaddr],
-    peer: peer_net::PeerId,
+    peer: PeerId,
     public: &PublicAddress,
     https_address: SocketAddr,
     metrics_address: Option<SocketAddr>,
 ) -> Info {
     Info {
         peer_id: peer.to_string(),
-        addresses: addresses.iter().map(|address| format!("{address}/p2p/{peer}")).collect(),
+        addresses: addresses
+            .iter()
+            .filter(|address| !is_unspecified(address))
+            .map(|address| format!("{address}/p2p/{peer}"))
+            .collect(),
         domain: settings.domain.to_string(),
         url_suffix: public.suffix(),
         https_address: https_address.to_string(),
@@ -279,6 +299,12 @@ fn running_info(
         metrics_address: metrics_address.map(|address| address.to_string()),
         running: true,
     }
+}
+
+/// True for an address that stands for all of the machine's, and that nobody can dial.
+fn is_unspecified(address: &Multiaddr) -> bool {
+    let text = address.to_string();
+    text.starts_with("/ip4/0.0.0.0/") || text.starts_with("/ip6/::/")
 }
 
 fn authority_of(settings: &Settings) -> Option<PathBuf> {
@@ -289,8 +315,8 @@ fn authority_of(settings: &Settings) -> Option<PathBuf> {
 pub fn info(settings: &Settings) -> Result<Info, InfoError> {
     let data_dir = &settings.data_dir;
     let identity = identity::load(data_dir)?.ok_or_else(|| InfoError::Absent(data_dir.clone()))?;
-    if let Some(info) = read_running(data_dir)? {
-        return Ok(info);
+    if let Some(running) = read_running(data_dir)? {
+        return Ok(running.info);
     }
     let public = PublicAddress {
         domain: settings.domain.clone(),
@@ -302,28 +328,94 @@ pub fn info(settings: &Settings) -> Result<Info, InfoError> {
     Ok(Info { running: false, ..info })
 }
 
-fn write_running(data_dir: &DataDir, info: &Info) -> Result<(), FileError> {
-    let text = serde_json::to_vec_pretty(info).expect("plain texts have a JSON form");
-    durable::write(&data_dir.join(RUNNING_FILE), &text, 0o600)
-}
-
 /// What the running gateway has written; `None` if none runs.
-fn read_running(data_dir: &Path) -> Result<Option<Info>, FileError> {
+fn read_running(data_dir: &Path) -> Result<Option<Running>, FileError> {
     let Err(DataDirError::InUse(_)) = DataDir::open(data_dir) else { return Ok(None) };
     let bytes = durable::read(&data_dir.join(RUNNING_FILE), RUNNING_FILE_MAX)?;
     Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
 }
 
-/// Ends the leases of providers that leave the allow list, without waiting for their connections' end.
-async fn end_denied(mut policy: watch::Receiver<Arc<Policy>>, leases: Arc<Leases>) {
-    while policy.changed().await.is_ok() {
-        let admitted = Arc::clone(&policy.borrow_and_update());
-        for (provider, _) in leases.providers() {
-            if !admitted.admitted.contains_key(&provider) {
-                tracing::info!(%provider, "provider is denied; its names end");
-                leases.end_provider(provider);
+/// What a running gateway has made of a provider's removal from the allow list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Denial {
+    /// Its names and connections have ended.
+    Done,
+    /// The gateway runs, and has not said so within the time allowed.
+    Pending,
+    /// No gateway runs.
+    NotRunning,
+}
+
+/// Waits until the running gateway has ended the names and connections of a provider that is off the list.
+pub fn wait_until_denied(data_dir: &Path, provider: PeerId, patience: Duration) -> Result<Denial, FileError> {
+    let (provider, since) = (provider.to_string(), Instant::now());
+    loop {
+        match read_running(data_dir)? {
+            None => return Ok(Denial::NotRunning),
+            Some(running) if !running.providers.contains(&provider) => return Ok(Denial::Done),
+            Some(_) if since.elapsed() >= patience => return Ok(Denial::Pending),
+            Some(_) => std::thread::sleep(LOOK_PAUSE),
+        }
+    }
+}
+
+/// Puts each change of the allow list into force, and then writes down that it is.
+struct AllowList {
+    policy: watch::Receiver<Arc<Policy>>,
+    leases: Arc<Leases>,
+    network: Network,
+    info: Info,
+    path: PathBuf,
+}
+
+impl AllowList {
+    fn new(
+        policy: watch::Receiver<Arc<Policy>>,
+        proxy: &Proxy,
+        network: &Network,
+        info: &Info,
+        data_dir: &DataDir,
+    ) -> Self {
+        let (leases, path) = (Arc::clone(&proxy.leases), data_dir.join(RUNNING_FILE));
+        Self { policy, leases, network: network.clone(), info: info.clone(), path }
+    }
+
+    async fn follow(mut self) {
+        while self.policy.changed().await.is_ok() {
+            let admitted = Arc::clone(&self.policy.borrow_and_update());
+            let is_denied = |provider: &PeerId| !admitted.admitted.contains_key(provider);
+            // The names end at once; and once more after the connections, as a lease may have come in meanwhile.
+            self.end_names(is_denied);
+            let closed = async {
+                while self.network.connections().iter().any(|connection| is_denied(&connection.peer)) {
+                    tokio::time::sleep(LOOK_PAUSE).await;
+                }
+            };
+            if tokio::time::timeout(CLOSING_TIME, closed).await.is_err() {
+                tracing::warn!("a denied provider's connection is not closed yet");
+                continue;
+            }
+            self.end_names(is_denied);
+            if let Err(error) = self.write() {
+                tracing::warn!(%error, "the allow list is in force, which cannot be written down");
             }
         }
+    }
+
+    fn end_names(&self, is_denied: impl Fn(&PeerId) -> bool) {
+        for (provider, _) in self.leases.providers() {
+            if is_denied(&provider) {
+                tracing::info!(%provider, "provider is denied; its names end");
+                self.leases.end_provider(provider);
+            }
+        }
+    }
+
+    fn write(&self) -> Result<(), FileError> {
+        let providers = self.policy.borrow().admitted.keys().map(ToString::to_string).collect();
+        let running = Running { info: self.info.clone(), providers };
+        let text = serde_json::to_vec_pretty(&running).expect("plain texts have a JSON form");
+        durable::write(&self.path, &text, 0o600)
     }
 }
 

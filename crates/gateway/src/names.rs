@@ -69,7 +69,7 @@ impl FromStr for Domain {
 pub struct Destination {
     /// The deployment's label.
     pub label: Label,
-    /// The host as the visitor wrote it, lower case, without port.
+    /// The host as the visitor wrote it, lower case, without port and without a dot behind it.
     pub host: String,
     /// Host and port as the visitor wrote them.
     pub authority: String,
@@ -109,6 +109,7 @@ pub fn destination(
             return Err(Unaddressed::Disagreement);
         }
     }
+    let server_name = server_name.map(|name| name.strip_suffix('.').unwrap_or(name));
     if server_name.is_some_and(|name| !name.eq_ignore_ascii_case(&host)) || !domain.covers(&host) {
         return Err(Unaddressed::Misdirected);
     }
@@ -127,7 +128,9 @@ fn host_of(authority: &str) -> Option<String> {
         }
         None => parsed.as_str() == parsed.host(),
     };
+    // A name with a dot behind it is the same name, written in full.
     let host = parsed.host();
+    let host = host.strip_suffix('.').unwrap_or(host);
     let valid =
         host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'[' | b']' | b':'));
     (plain && valid && !host.is_empty()).then(|| host.to_owned())
@@ -162,6 +165,14 @@ mod tests {
         let with_port = format!("{}:8443", host.to_uppercase());
         assert_eq!(ask("/", &[&with_port], Some(&host)).unwrap().authority, with_port.to_lowercase());
         assert_eq!(ask("/", &[&host], None).unwrap().label, label);
+        for dotted in [format!("{host}."), format!("{host}.:8443")] {
+            let found = ask("/", &[&dotted], Some(&host)).unwrap();
+            assert_eq!(
+                (found.label, found.host.as_str(), found.authority.as_str()),
+                (label, host.as_str(), dotted.as_str())
+            );
+        }
+        assert_eq!(ask("/", &[&format!("{host}..")], Some(&host)), Err(Unaddressed::Misdirected));
         assert_eq!(ask(&format!("https://{host}/x"), &[&host], None).unwrap().label, label);
     }
 
@@ -179,7 +190,7 @@ mod tests {
         assert_eq!(ask("/", &[&format!("a.{one}")], None), Err(Unaddressed::NoSuchName));
         assert_eq!(ask(&format!("https://{other}/"), &[&one], None), Err(Unaddressed::Disagreement));
         assert_eq!(ask(&format!("http://{one}/"), &[&one], None), Err(Unaddressed::Disagreement));
-        for odd in ["", "a b", "user@10.0.0.1", "a:0", "a:70000", "a:b", "a:", "a/b", "a,b", "ä"] {
+        for odd in ["", ".", "a b", "user@10.0.0.1", "a:0", "a:70000", "a:b", "a:", "a/b", "a,b", "ä"] {
             assert_eq!(ask("/", &[odd], None), Err(Unaddressed::BadHost), "{odd:?}");
         }
     }

@@ -2,6 +2,7 @@
 //! followed by the running gateway. A damaged list stops the gateway from starting; it never starts open.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use peer_net::{Admission, PeerId, Policy, Role};
 use peer_proto::id::Name;
+use peer_proto::text::escape;
 use peer_state::durable::{self, FileError};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -41,7 +43,45 @@ pub enum ProvidersError {
     Full,
     /// The provider is not on the list.
     #[error("{0} is not on the list; see 'peergate providers'")]
-    Unknown(PeerId),
+    Unknown(Reference),
+    /// The name was given to several.
+    #[error("{0} is the name of more than one provider; name it by its PeerId, see 'peergate providers'")]
+    Ambiguous(Name),
+}
+
+/// How an operator names a provider.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reference {
+    /// By its PeerId.
+    Peer(PeerId),
+    /// By the name that the operator gave it.
+    Name(Name),
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Peer(peer) => peer.fmt(formatter),
+            Self::Name(name) => name.fmt(formatter),
+        }
+    }
+}
+
+/// Reads a PeerId.
+pub fn parse_peer(text: &str) -> Result<PeerId, String> {
+    text.parse().map_err(|_| {
+        let text = escape(text);
+        format!("'{text}' is not a PeerId; it begins with 12D3KooW, and 'peerctl whoami' shows it on the provider")
+    })
+}
+
+/// Reads a PeerId or a name.
+pub fn parse_reference(text: &str) -> Result<Reference, String> {
+    let name = |_| text.parse().map(Reference::Name);
+    parse_peer(text).map(Reference::Peer).or_else(name).map_err(|_| {
+        let text = escape(text);
+        format!("'{text}' is neither a PeerId, which begins with 12D3KooW, nor a name; see 'peergate providers'")
+    })
 }
 
 /// One provider on the list.
@@ -108,14 +148,16 @@ pub fn allow(data_dir: &Path, peer: PeerId, name: Option<Name>) -> Result<bool, 
     })
 }
 
-/// Takes a provider off the list.
-pub fn deny(data_dir: &Path, peer: PeerId) -> Result<(), ProvidersError> {
+/// Takes a provider off the list and tells which one that was.
+pub fn deny(data_dir: &Path, reference: &Reference) -> Result<PeerId, ProvidersError> {
+    let mut denied = None;
     edit(data_dir, |providers| {
-        let before = providers.entries.len();
+        let peer = providers.find(reference)?;
         providers.entries.retain(|provider| provider.peer_id != peer);
-        if providers.entries.len() == before { Err(ProvidersError::Unknown(peer)) } else { Ok(true) }
-    })
-    .map(drop)
+        denied = Some(peer);
+        Ok(true)
+    })?;
+    denied.ok_or_else(|| ProvidersError::Unknown(reference.clone()))
 }
 
 /// Changes the list under a lock, so that two edits at once are both kept.
@@ -142,6 +184,19 @@ fn lock(path: &Path) -> Result<File, FileError> {
 }
 
 impl Providers {
+    fn find(&self, reference: &Reference) -> Result<PeerId, ProvidersError> {
+        let fits = |provider: &&Provider| match reference {
+            Reference::Peer(peer) => provider.peer_id == *peer,
+            Reference::Name(name) => provider.name.as_ref() == Some(name),
+        };
+        let mut found = self.entries.iter().filter(fits);
+        match (found.next(), found.next(), reference) {
+            (Some(provider), None, _) => Ok(provider.peer_id),
+            (Some(_), Some(_), Reference::Name(name)) => Err(ProvidersError::Ambiguous(name.clone())),
+            _ => Err(ProvidersError::Unknown(reference.clone())),
+        }
+    }
+
     /// The connection gate that admits exactly these.
     pub fn policy(&self) -> Policy {
         let provider = || Admission { role: Role::Provider, addresses: Vec::new() };
@@ -194,8 +249,13 @@ mod tests {
         assert!(!allow(directory.path(), one, None).unwrap());
         assert_eq!(load(directory.path()).unwrap().entries.len(), 2);
         assert_eq!(load(directory.path()).unwrap().policy().admitted[&one].role, Role::Provider);
-        deny(directory.path(), one).unwrap();
-        assert!(matches!(deny(directory.path(), one), Err(ProvidersError::Unknown(_))));
+        let bob = parse_reference("bob").unwrap();
+        allow(directory.path(), two, Some("bob".parse().unwrap())).unwrap();
+        assert!(matches!(deny(directory.path(), &bob), Err(ProvidersError::Ambiguous(_))));
+        allow(directory.path(), two, Some("carol".parse().unwrap())).unwrap();
+        assert_eq!(deny(directory.path(), &bob).unwrap(), one);
+        assert!(matches!(deny(directory.path(), &bob), Err(ProvidersError::Unknown(_))));
+        assert!(matches!(deny(directory.path(), &Reference::Peer(one)), Err(ProvidersError::Unknown(_))));
         assert!(!load(directory.path()).unwrap().policy().admitted.contains_key(&one));
         for damage in ["[[provider]]\npeer_id = \"x\"", "provider = 1", "[[provider]", "open = true", "\u{0}"] {
             std::fs::write(directory.path().join(FILE), damage).unwrap();

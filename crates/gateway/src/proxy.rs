@@ -111,6 +111,7 @@ impl Proxy {
         request: Request<Incoming>,
     ) -> impl Future<Output = Result<Response<ResponseBody>, Infallible>> {
         let (answering, violation) = (visitor.conversation.answering(), visitor.conversation.violation());
+        let is_http_10 = request.version() == Version::HTTP_10;
         async move {
             let admitted = match violation {
                 Some(violation) => Err(Page::Violation(violation)),
@@ -120,10 +121,15 @@ impl Proxy {
                 Ok(visit) => self.forward(visit, request, &visitor).await,
                 Err(page) => Err(page),
             };
-            let response = match outcome {
+            let mut response = match outcome {
                 Ok((head, body)) => Response::from_parts(head, ResponseBody::origin(body, answering)),
                 Err(page) => self.page(page, answering),
             };
+            if is_http_10 {
+                // Said in its own version, or the library would offer to keep the connection as well.
+                *response.version_mut() = Version::HTTP_10;
+                response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+            }
             self.metrics.count_response(response.status());
             Ok(response)
         }
@@ -167,7 +173,6 @@ impl Proxy {
         });
         let (clock, broken) = (IdleClock::default(), Arc::new(AtomicBool::new(false)));
         let (parts, body) = request.into_parts();
-        let version = parts.version;
         let bodiless = body.is_end_stream();
         let head = origin_head(parts, &visit);
         let replay = (bodiless && head.method.is_idempotent()).then(|| Replay {
@@ -184,7 +189,7 @@ impl Proxy {
         };
         let (response, reusable) =
             answer.map_err(|page| if broken.load(Ordering::Relaxed) { Page::BodyBroken } else { page })?;
-        self.receive(visit, response, reusable, switching, clock, version)
+        self.receive(visit, response, reusable, switching, clock)
     }
 
     /// Sends over a kept stream if there is one, and once more over a fresh one where that cannot do anything twice.
@@ -244,7 +249,6 @@ impl Proxy {
         reusable: Reusable,
         switching: Option<Switching>,
         clock: IdleClock,
-        version: Version,
     ) -> Result<(http::response::Parts, OriginBody), Page> {
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let wants_switch = switching.is_some();
@@ -262,7 +266,7 @@ impl Proxy {
         head.version = Version::HTTP_11;
         head.extensions.clear();
         // Bytes behind a request to switch are not HTTP that we have inspected; so without a switch nothing follows.
-        if wants_switch && !switched || version == Version::HTTP_10 {
+        if wants_switch && !switched {
             head.headers.insert(http::header::CONNECTION, HeaderValue::from_static("close"));
         }
         let body = OriginBody::new(body, clock, self.patience.idle, lease.ended, reusable, slot);

@@ -35,6 +35,21 @@ const OURS: &[&str] = &[
     "origin",
 ];
 
+/// Further fields that the gateway acts on or sets. With `_` for `-`, programs behind it might take a visitor's field for
+/// one of these or of [`OURS`].
+const ACTED_ON: &[&str] = &[
+    "connection",
+    "expect",
+    "http2-settings",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "upgrade",
+];
+
 /// Why a message is refused; the text is shown to the visitor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
@@ -130,9 +145,15 @@ impl Inspector {
     }
 
     fn head(&mut self, input: &[u8], scanned: usize) -> Result<usize, Violation> {
+        // Old programs end a body with an empty line that does not belong to it (RFC 9112, 2.2).
+        let lead = if input.starts_with(b"\r\n") { 2 } else { 0 };
         let Some(end) = section_end(input, scanned)? else {
             if input.len() >= HEAD_BYTES_MAX {
-                return Err(if input.contains(&b'\n') { Violation::HeadTooLarge } else { Violation::TargetTooLong });
+                return Err(if input[lead..].contains(&b'\n') {
+                    Violation::HeadTooLarge
+                } else {
+                    Violation::TargetTooLong
+                });
             }
             self.stage = Stage::Head { scanned: input.len() };
             return Ok(0);
@@ -140,7 +161,7 @@ impl Inspector {
         if end > HEAD_BYTES_MAX {
             return Err(Violation::HeadTooLarge);
         }
-        self.stage = match check_head(&input[..end])? {
+        self.stage = match check_head(&input[lead..end])? {
             Framing::Fixed(0) => Stage::Head { scanned: 0 },
             Framing::Fixed(left) => Stage::Fixed { left },
             Framing::Chunked => Stage::ChunkLine,
@@ -282,14 +303,24 @@ fn field(line: &[u8]) -> Result<(&str, &[u8]), Violation> {
     }
     let colon = line.iter().position(|byte| *byte == b':').ok_or(Violation::Malformed("a header line has no colon"))?;
     let (name, value) = (&line[..colon], &line[colon + 1..]);
-    if name.is_empty() || !name.iter().copied().all(is_token) || name.contains(&b'_') {
+    if name.is_empty() || !name.iter().copied().all(is_token) {
         return Err(Violation::Malformed("the name of a header field holds a byte that is not allowed"));
+    }
+    if name.contains(&b'_') && reads_as_ours(name) {
+        return Err(Violation::Malformed("the name of a header field has '_' where '-' would mean another field"));
     }
     if !value.iter().all(|byte| matches!(byte, b'\t' | 0x20..=0x7e | 0x80..)) {
         return Err(Violation::Malformed("the value of a header field holds a control byte"));
     }
     let name = std::str::from_utf8(name).expect("token bytes are ASCII");
     Ok((name, value.trim_ascii()))
+}
+
+/// True for `X_Forwarded_For` and the like.
+fn reads_as_ours(name: &[u8]) -> bool {
+    let dashed: Vec<u8> =
+        name.iter().map(|byte| if *byte == b'_' { b'-' } else { byte.to_ascii_lowercase() }).collect();
+    dashed.starts_with(b"x-forwarded-") || OURS.iter().chain(ACTED_ON).any(|ours| ours.as_bytes() == dashed)
 }
 
 /// What the fields of a head say, gathered while it is read.
@@ -342,8 +373,11 @@ fn check_request_line(line: &[u8]) -> Result<(&[u8], bool), Violation> {
         || target.starts_with(b"http://")
         || target.starts_with(b"https://")
         || (target == b"*" && method == b"OPTIONS");
-    if !shape || !target.iter().all(|byte| (0x21..0x7f).contains(byte) && *byte != b'#') {
+    if !shape {
         return Err(Violation::Malformed("the address in the request line does not begin with '/'"));
+    }
+    if !target.iter().all(|byte| (0x21..0x7f).contains(byte) && *byte != b'#') {
+        return Err(Violation::Malformed("the address holds a byte that must be percent-encoded"));
     }
     Ok((method, is_http_11))
 }

@@ -32,6 +32,9 @@ fn plain_requests_are_handed_over_whole() {
         "GET http://a/x HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: keep-alive, Upgrade\r\n\r\n\x00\nanything",
+        "\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\na\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nX_Y: b\r\nsession_id: c\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: a\r\nX-Long: \t v v \r\nEmpty:\r\n\r\n",
     ] {
         for step in [1, 2, 3, 7, text.len()] {
@@ -64,7 +67,12 @@ fn v7_request_smuggling_shapes_are_refused() {
         "GET / HTTP/1.1\r\nHost: a\r\nX : b\r\n\r\n",
         "GET / HTTP/1.1\r\n X: b\r\nHost: a\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: a\r\nX: a\0b\r\n\r\n",
-        "GET / HTTP/1.1\r\nHost: a\r\nX_Y: b\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nX_Forwarded_For: b\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nx_forwarded-user: b\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent_Length: 3\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer_Encoding: chunked\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nX-Real_IP: b\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nProxy_Connection: b\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: a\r\nX\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: a\r\n: b\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
@@ -80,7 +88,9 @@ fn v7_request_smuggling_shapes_are_refused() {
         "GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET /\x7f HTTP/1.1\r\nHost: a\r\n\r\n",
         "CONNECT 10.0.0.1:22 HTTP/1.1\r\nHost: a\r\n\r\n",
-        "\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        "\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        "\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET /\u{e4} HTTP/1.1\r\nHost: a\r\n\r\n",
         "\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: a\r\nConnection: close, X-Forwarded-For\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nContent-Length: 4\r\n\r\n",
@@ -89,6 +99,18 @@ fn v7_request_smuggling_shapes_are_refused() {
             assert!(matches!(feed(text.as_bytes(), step), Err(Violation::Malformed(_))), "{text:?} in steps of {step}");
         }
     }
+}
+
+#[test]
+fn address_is_refused_for_what_is_wrong_with_it() {
+    let sentence = |target: &str| {
+        let text = format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n");
+        feed(text.as_bytes(), text.len()).expect_err("it is refused").to_string()
+    };
+    for target in ["/\u{e4}", "/a#b", "/\u{7f}"] {
+        assert!(sentence(target).contains("percent-encoded"), "{target:?}");
+    }
+    assert!(sentence("a/b").contains("does not begin with '/'"));
 }
 
 #[test]
@@ -134,7 +156,7 @@ proptest! {
     /// How the network cuts the bytes never changes what is cleared or refused.
     #[test]
     fn cuts_do_not_matter(
-        text in "(POST|GET) /[a#_ ]{0,2} HTTP/1\\.[01]\r?\n(Host: a\r\n){0,2}(Content-Length: [0-3]\r\n){0,2}(Transfer-Encoding: chunked\r\n){0,1}\r\n([0-3]\r\n[abc]{0,3}\r\n){0,2}",
+        text in "(\r\n){0,2}(POST|GET) /[a#_ ]{0,2} HTTP/1\\.[01]\r?\n(Host: a\r\n){0,2}(Content-Length: [0-3]\r\n){0,2}(Transfer-Encoding: chunked\r\n){0,1}\r\n([0-3]\r\n[abc]{0,3}\r\n){0,2}",
         step in 1_usize..9,
     ) {
         let whole = feed(text.as_bytes(), text.len().max(1));

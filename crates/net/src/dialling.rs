@@ -224,7 +224,7 @@ fn dial_reason(error: &DialError) -> String {
 
 /// The pause before the next attempt: doubled with each failure up to the limit, and between half and all of that, so
 /// that peers which lost each other at one moment do not come back at one moment.
-pub(crate) fn back_off(options: &Options, failures: u32) -> Duration {
+pub fn back_off(options: &Options, failures: u32) -> Duration {
     let doubled = options.backoff_initial.saturating_mul(1_u32.checked_shl(failures.min(31)).unwrap_or(u32::MAX));
     let longest = doubled.min(options.backoff_limit);
     // Without randomness from the system the pause is simply the longest.

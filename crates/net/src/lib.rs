@@ -22,6 +22,7 @@ mod swarm;
 
 pub use connection::{ConnectionInfo, ConnectionState, Direction, Traffic};
 pub use counters::CountersSnapshot;
+pub use dialling::back_off;
 pub use gate::{Admission, Policy, Role};
 pub use libp2p::Multiaddr;
 pub use libp2p::identity::{Keypair, PeerId};

@@ -277,6 +277,19 @@ where
 #[derive(Debug)]
 pub struct Failure(pub Problem);
 
+/// Does the work as a task of the daemon's, so that it comes to its end even if the client goes away in the middle.
+async fn to_the_end<T, W>(daemon: &Arc<Daemon>, work: W) -> Result<T, Failure>
+where
+    T: Send + 'static,
+    W: Future<Output = Result<T, Failure>> + Send + 'static,
+{
+    match daemon.tasks.spawn(work).await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => Err(Problem::new(Code::ShuttingDown, "the daemon is shutting down").into()),
+    }
+}
+
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         (status_of(self.0.code), axum::Json(self.0)).into_response()

@@ -1,21 +1,25 @@
 //! `peerd` as one value: what lives from start to end, and the node that exists once there is an identity.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use peer_compute::record::{self, Record};
+use peer_compute::room::{database_problem, end_all_of};
 use peer_proto::PeerId;
 use peer_proto::code::{Code, Problem};
 use peer_proto::control::{InitReply, InitRequest};
 use peer_proto::id::Name;
 use peer_proto::unit::Timestamp;
-use peer_state::audit;
+use peer_state::audit::{self, Entry, Outcome};
 use peer_state::data_dir::{DataDir, DataDirError};
-use peer_state::database::{Database, DatabaseError};
-use peer_trust::key_file::{self, KeyFileError, MachineIdentity};
+use peer_state::database::{Database, DatabaseError, Tx};
+use peer_trust::key_file::{self, Created, KeyFileError, MachineIdentity};
 use peer_trust::peers::ListError;
-use peer_trust::trust::Trust;
+use peer_trust::trust::{Snapshot, Trust};
+use peer_trust::{floor, kept};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::RwLock;
@@ -35,6 +39,8 @@ use crate::settings::{self, Invocation, LogFormat, SettingError, Settings, Task}
 const USAGE: u8 = 2;
 /// Files that may be open at one time.
 const FILES_MAX: u64 = 4096;
+/// How often the time is remembered.
+const CLOCK_PAUSE: Duration = Duration::from_mins(1);
 /// Longest wait for what the program still does at its very end.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -53,6 +59,13 @@ pub enum DaemonError {
     /// The identity.
     #[error(transparent)]
     Identity(#[from] KeyFileError),
+    /// The identity is there, and what belongs to it is not.
+    #[error(
+        "{} is there, but the database beside it is new: there would be no trust list and no audit log; restore peer.db \
+         from a backup, or start once with --accept-empty-database",
+        .0.display()
+    )]
+    EmptyDatabase(std::path::PathBuf),
     /// The node.
     #[error(transparent)]
     Node(#[from] StartError),
@@ -114,6 +127,10 @@ impl Daemon {
         let gateways = Gateways::open(database.clone())?;
         let identity = key_file::load(data_dir.path())?;
         let started_at = clock::now();
+        if identity.is_some() {
+            check_filled(&settings, &data_dir, &database, started_at)?;
+        }
+        database.write_blocking(|tx| end_untrusted(tx, &trust.snapshot(), started_at))?;
         let daemon = Arc::new(Self {
             settings,
             data_dir,
@@ -127,6 +144,8 @@ impl Daemon {
             cancel: CancellationToken::new(),
             node: RwLock::new(Slot::Empty),
         });
+        let keeping = keep_time(daemon.database.clone());
+        daemon.tasks.spawn(daemon.cancel.clone().run_until_cancelled_owned(keeping));
         if let Some(identity) = identity {
             let node = Node::start(&daemon, identity).await?;
             *daemon.node.write().await = Slot::Running(node);
@@ -154,10 +173,12 @@ impl Daemon {
         }
         let name = request.name.unwrap_or_else(host_name);
         let now = clock::now();
-        let created =
-            key_file::create(self.data_dir.path(), name, request.force, now).map_err(|error| key_problem(&error))?;
+        let directory = self.data_dir.path();
+        let created = key_file::prepare(directory, name, request.force, now).map_err(|error| key_problem(&error))?;
         let peer = created.identity.key.peer_id();
-        self.audit_identity(peer, now).await;
+        // Before the key: an identity without a line in the log is one whose database was lost.
+        self.audit_identity(&created, now).await?;
+        key_file::store(directory, &created.identity).map_err(|error| key_problem(&error))?;
         if let Slot::Running(former) = &*slot {
             former.shutdown().await;
         }
@@ -183,12 +204,17 @@ impl Daemon {
         }
     }
 
-    async fn audit_identity(&self, peer: PeerId, now: Timestamp) {
-        let (actor, action) = ("local".to_owned(), "identity made".to_owned());
-        let entry = audit::Entry { at: now, actor, action, outcome: audit::Outcome::Allowed, detail: peer.to_string() };
-        if let Err(error) = self.database.write(move |tx| audit::append(tx, &entry)).await {
-            tracing::error!(%error, "a new identity could not be audited");
-        }
+    async fn audit_identity(&self, created: &Created, now: Timestamp) -> Result<(), Problem> {
+        let peer = created.identity.key.peer_id();
+        let entry = match (&created.backup, created.former) {
+            (None, _) => allowed(now, "identity made", peer.to_string()),
+            (Some(backup), former) => {
+                let former = former.map_or_else(|| "unreadable".to_owned(), |former| former.to_string());
+                allowed(now, "identity replaced", format!("{former} -> {peer}, backup {}", backup.display()))
+            }
+        };
+        let written = self.database.write(move |tx| audit::append(tx, &entry)).await;
+        written.map_err(|error| database_problem(&error))
     }
 
     /// Ends the node in order. Containers are left running.
@@ -211,6 +237,63 @@ impl Daemon {
             None => peer.to_string(),
         }
     }
+}
+
+/// The names of deployments, for a line of the audit log.
+pub(crate) fn names_of(records: &[Record]) -> String {
+    let names: Vec<_> = records.iter().map(|record| record.specification.name.as_str()).collect();
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
+
+/// Ends the deployments of owners who are trusted no more, unless they were kept on purpose.
+fn end_untrusted(tx: &Tx<'_>, list: &Snapshot, now: Timestamp) -> Result<(), DatabaseError> {
+    let owners: BTreeSet<_> = record::all(tx)?.into_iter().map(|record| record.owner).collect();
+    for owner in owners.into_iter().filter(|owner| !list.peers.contains_key(owner)) {
+        if kept::is_kept(tx, &owner)? {
+            continue;
+        }
+        let ended = end_all_of(tx, &owner)?;
+        if !ended.is_empty() {
+            let detail = format!("{owner} is trusted no more: {}", names_of(&ended));
+            audit::append(tx, &allowed(now, "deployments ended", detail))?;
+        }
+    }
+    Ok(())
+}
+
+/// Every start of a machine with an identity finds at least the line that tells how it was made.
+fn check_filled(
+    settings: &Settings,
+    data_dir: &DataDir,
+    database: &Database,
+    now: Timestamp,
+) -> Result<(), DaemonError> {
+    if !database.write_blocking(audit::is_empty)? {
+        return Ok(());
+    }
+    if !settings.accept_empty_database {
+        return Err(DaemonError::EmptyDatabase(data_dir.join("identity.key")));
+    }
+    let entry = allowed(now, "empty database accepted", "the log begins anew".to_owned());
+    Ok(database.write_blocking(|tx| audit::append(tx, &entry))?)
+}
+
+/// Remembers how late it is, so that a clock that goes back is known by the time that it has shown.
+async fn keep_time(database: Database) {
+    let mut moments = tokio::time::interval(CLOCK_PAUSE);
+    loop {
+        moments.tick().await;
+        match database.write(|tx| floor::pass(tx, clock::now())).await {
+            Ok(Ok(())) => {}
+            Ok(Err(problem)) => tracing::warn!(%problem, "the clock went back"),
+            Err(error) => tracing::warn!(%error, "the time could not be remembered"),
+        }
+    }
+}
+
+/// A line of the audit log about what this machine did by itself or for its own user.
+fn allowed(at: Timestamp, action: &str, detail: String) -> Entry {
+    Entry { at, actor: "local".to_owned(), action: action.to_owned(), outcome: Outcome::Allowed, detail }
 }
 
 /// The host's name as far as it can be a name of ours.
@@ -352,3 +435,7 @@ async fn ended(ends: &mut [Signal; 2]) {
         _ = interrupt.recv() => {}
     }
 }
+
+#[cfg(test)]
+#[path = "daemon_tests.rs"]
+mod tests;

@@ -151,7 +151,8 @@ impl Gateways {
     where
         F: FnOnce(&Tx<'_>, &[GatewayRecord]) -> Result<GatewayRecord, GatewayError> + Send + 'static,
     {
-        let _order = self.order.lock().await;
+        let order = self.order.clone().lock_owned().await;
+        let (list, peers) = (self.sender.clone(), self.peers.clone());
         let write = move |tx: &Tx<'_>| -> Result<_, GatewayError> {
             let changed = work(tx, &load(tx)?)?;
             let detail = changed.pinned_address();
@@ -160,26 +161,31 @@ impl Gateways {
             audit::append(tx, &entry)?;
             Ok((changed, load(tx)?))
         };
-        match self.database.write(write).await {
-            Ok((changed, list)) => {
-                let peers = Arc::new(peers_of(&list));
-                // The gate first: whoever follows the PeerIds dials at once.
-                self.sender.send_replace(Arc::new(list));
-                self.peers.send_replace(peers);
-                Ok(changed)
+        // To its end, even if whoever asked goes away: a committed change is always published.
+        let change = self.database.run(move |database| {
+            let _order = order;
+            match database.write_blocking(write) {
+                Ok((changed, now_listed)) => {
+                    let now_admitted = Arc::new(peers_of(&now_listed));
+                    // The gate first: whoever follows the PeerIds dials at once.
+                    list.send_replace(Arc::new(now_listed));
+                    peers.send_replace(now_admitted);
+                    Ok(changed)
+                }
+                Err(error) => {
+                    let entry = refusal(now, action, &error);
+                    database.write_blocking(|tx| audit::append(tx, &entry))?;
+                    Err(error)
+                }
             }
-            Err(error) => {
-                self.audit_refusal(now, action, &error).await?;
-                Err(error)
-            }
-        }
+        });
+        change.await?
     }
+}
 
-    async fn audit_refusal(&self, now: Timestamp, action: &str, error: &GatewayError) -> Result<(), DatabaseError> {
-        let (actor, outcome) = ("local".to_owned(), Outcome::Refused(Threat::G4));
-        let entry = Entry { at: now, actor, action: action.to_owned(), outcome, detail: error.to_string() };
-        self.database.write(move |tx| audit::append(tx, &entry)).await
-    }
+fn refusal(at: Timestamp, action: &str, error: &GatewayError) -> Entry {
+    let (actor, outcome) = ("local".to_owned(), Outcome::Refused(Threat::G4));
+    Entry { at, actor, action: action.to_owned(), outcome, detail: error.to_string() }
 }
 
 /// Splits `/…/tcp/…/p2p/PEERID` into address and PeerId.

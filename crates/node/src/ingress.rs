@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::{AsyncRead, AsyncReadExt as _};
 use peer_compute::engine::docker::DockerEngine;
 use peer_compute::room::{Change, Room};
 use peer_net::exchange::{Deadline, ExchangeError, read_frame, write_frame};
-use peer_net::{InboundStream, Network, OpenError, Stream, Traffic};
+use peer_net::{InboundStream, Network, OpenError, Options, Stream, Traffic, back_off};
 use peer_proto::PeerId;
 use peer_proto::code::{Code, Problem};
 use peer_proto::frame::TUNNEL_FRAME_MAX;
@@ -18,6 +19,7 @@ use peer_proto::id::{DeploymentId, Label};
 use peer_proto::tunnel::{LeaseReply, LeaseRequest, VisitHeader};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -29,10 +31,25 @@ const FRAME_DEADLINE: Duration = Duration::from_secs(10);
 /// First and longest pause before a lost gateway is tried again.
 const PAUSE_FIRST: Duration = Duration::from_millis(250);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// Pause before a gateway is asked again for a name that it refused.
+const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 
 /// A gateway's answer for one deployment.
 type Lease = Result<String, Problem>;
 type Leases = BTreeMap<(PeerId, DeploymentId), Lease>;
+
+/// Why a tunnel that stood is gone.
+#[derive(Debug, thiserror::Error)]
+enum TunnelEnd {
+    #[error("the gateway ended the tunnel")]
+    Closed,
+    #[error("the gateway sent something that nobody had asked for")]
+    Unasked,
+    #[error("this machine's deployments cannot be followed any more")]
+    RoomClosed,
+    #[error(transparent)]
+    Exchange(#[from] ExchangeError),
+}
 
 /// How the tunnel to one gateway stands.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -174,17 +191,15 @@ async fn keep_all(keeper: Keeper, mut gateways: watch::Receiver<Arc<Vec<PeerId>>
 }
 
 async fn keep(keeper: &Keeper, gateway: PeerId) {
-    let mut pause = PAUSE_FIRST;
+    let pauses = Options { backoff_initial: PAUSE_FIRST, backoff_limit: PAUSE_MAX, ..Options::default() };
+    let mut failures = 0_u32;
     loop {
         let opened = keeper.network.open(gateway, protocols::LEASE, Traffic::Control).await;
         let reason = match opened {
             Ok(stream) => {
-                pause = PAUSE_FIRST;
+                failures = 0;
                 keeper.set_tunnel(gateway, TunnelState { connected: true, last_error: None });
-                match hold(keeper, gateway, stream).await {
-                    Ok(()) => "the gateway ended the tunnel".to_owned(),
-                    Err(error) => error.to_string(),
-                }
+                hold(keeper, gateway, stream).await.to_string()
             }
             Err(OpenError::RefusedByPeer { .. }) => {
                 let me = keeper.network.local_peer_id();
@@ -193,32 +208,84 @@ async fn keep(keeper: &Keeper, gateway: PeerId) {
             Err(error) => error.to_string(),
         };
         keeper.lost(gateway, Some(reason)).await;
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(PAUSE_MAX);
+        tokio::time::sleep(back_off(&pauses, failures)).await;
+        failures = failures.saturating_add(1);
     }
 }
 
-/// Keeps the gateway's leases equal to what runs and is published, until the stream ends.
-async fn hold(keeper: &Keeper, gateway: PeerId, mut stream: Stream) -> Result<(), ExchangeError> {
+/// Keeps the gateway's leases equal to what runs and is published, until the tunnel ends.
+async fn hold(keeper: &Keeper, gateway: PeerId, mut stream: Stream) -> TunnelEnd {
     let mut changes = keeper.room.changes();
+    let mut ask_again = None;
     loop {
-        let wanted: Vec<_> =
-            keeper.room.endpoints().into_iter().filter_map(|(id, endpoint)| endpoint.publish.then_some(id)).collect();
-        let held: Vec<_> =
-            keeper.ingress.leases.borrow().keys().filter(|(at, _)| *at == gateway).map(|(_, id)| *id).collect();
-        for id in held.iter().filter(|id| !wanted.contains(id)) {
-            release(keeper, gateway, *id, &mut stream).await?;
-        }
-        for id in wanted.iter().filter(|id| !held.contains(id)) {
-            register(keeper, gateway, *id, &mut stream).await?;
-        }
+        let retry = ask_again.is_some_and(|moment| moment <= Instant::now());
+        let refused = match agree(keeper, gateway, retry, &mut stream).await {
+            Ok(refused) => refused,
+            Err(error) => return error.into(),
+        };
+        ask_again = match ask_again {
+            _ if !refused => None,
+            Some(moment) if !retry => Some(moment),
+            _ => Some(Instant::now() + REFUSED_PAUSE),
+        };
         tokio::select! {
-            changed = relevant_change(&mut changes) => if changed.is_err() { return Ok(()) },
-            // The gateway speaks only when spoken to: anything else, or the end, ends the tunnel.
-            _ = read_frame::<LeaseReply, _>(&mut stream, TUNNEL_FRAME_MAX, Deadline::after(Duration::from_hours(24))) => {
-                return Ok(());
-            }
+            changed = relevant_change(&mut changes) => if changed.is_err() { return TunnelEnd::RoomClosed },
+            () = until(ask_again) => {}
+            end = until_it_speaks(&mut stream) => return end,
         }
+    }
+}
+
+/// Releases and registers what has changed; says whether the gateway refuses a name that we want.
+async fn agree(keeper: &Keeper, gateway: PeerId, retry: bool, stream: &mut Stream) -> Result<bool, ExchangeError> {
+    let published = |(id, endpoint): (DeploymentId, peer_compute::room::Endpoint)| endpoint.publish.then_some(id);
+    let wanted: Vec<_> = keeper.room.endpoints().into_iter().filter_map(published).collect();
+    let held: BTreeMap<DeploymentId, bool> = {
+        let leases = keeper.ingress.leases.borrow();
+        leases.iter().filter(|((at, _), _)| *at == gateway).map(|((_, id), lease)| (*id, lease.is_ok())).collect()
+    };
+    let due = due(&wanted, &held, retry);
+    for id in due.release {
+        release(keeper, gateway, id, stream).await?;
+    }
+    for id in due.register {
+        register(keeper, gateway, id, stream).await?;
+    }
+    let leases = keeper.ingress.leases.borrow();
+    Ok(leases.iter().any(|((at, _), lease)| *at == gateway && lease.is_err()))
+}
+
+/// What the gateway has to be told.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Due {
+    release: Vec<DeploymentId>,
+    register: Vec<DeploymentId>,
+}
+
+/// Compares what is wanted with the gateway's answers, of which `true` is a live name and `false` a refusal. What it
+/// refused is asked for again when it is time, or when a release has made room.
+fn due(wanted: &[DeploymentId], held: &BTreeMap<DeploymentId, bool>, retry: bool) -> Due {
+    let release: Vec<_> = held.keys().copied().filter(|id| !wanted.contains(id)).collect();
+    let again = retry || release.iter().any(|id| held[id]);
+    let asks = |id: &DeploymentId| held.get(id).is_none_or(|live| !live && again);
+    Due { register: wanted.iter().copied().filter(asks).collect(), release }
+}
+
+/// Waits until the moment; for ever if there is none.
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits, however long that takes, until the stream ends or the gateway says something, which it may only as an answer.
+/// Cancelling it loses nothing. The connection's own liveness checks end the stream when the gateway is gone.
+async fn until_it_speaks<S: AsyncRead + Unpin>(stream: &mut S) -> TunnelEnd {
+    match stream.read(&mut [0]).await {
+        Ok(0) => TunnelEnd::Closed,
+        Ok(_) => TunnelEnd::Unasked,
+        Err(error) => ExchangeError::from(error).into(),
     }
 }
 
@@ -253,9 +320,11 @@ async fn register(
             keeper.notices.push("lease_live", Some(gateway.to_string()), Some(id), format!("reachable at {url}"));
             keeper.note_url(id, Some(url.clone())).await;
         }
-        Err(problem) => {
+        // A refusal that is repeated is no news.
+        Err(problem) if keeper.ingress.leases.borrow().get(&(gateway, id)) != Some(&lease) => {
             keeper.notices.push("lease_lost", Some(gateway.to_string()), Some(id), problem.message.clone());
         }
+        Err(_) => {}
     }
     keeper.ingress.leases.send_modify(|leases| drop(leases.insert((gateway, id), lease)));
     Ok(())
@@ -320,10 +389,39 @@ impl Keeper {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failing step is a failing test")]
 mod tests {
     use peer_proto::identity::Identity;
+    use tokio_util::compat::TokioAsyncReadCompatExt as _;
 
     use super::*;
+
+    #[test]
+    fn refused_names_are_asked_for_again() {
+        let [live, refused, new, gone] = [0; 4].map(|_| DeploymentId::random());
+        let held = BTreeMap::from([(live, true), (refused, false)]);
+        let wanted = [live, refused, new];
+        assert_eq!(due(&wanted, &held, false), Due { release: vec![], register: vec![new] });
+        assert_eq!(due(&wanted, &held, true), Due { release: vec![], register: vec![refused, new] });
+        let full = BTreeMap::from([(gone, true), (refused, false)]);
+        assert_eq!(due(&[refused], &full, false), Due { release: vec![gone], register: vec![refused] });
+        let never_had = BTreeMap::from([(gone, false), (refused, false)]);
+        assert_eq!(due(&[refused], &never_had, false), Due { release: vec![gone], register: vec![] });
+    }
+
+    #[tokio::test]
+    async fn quiet_tunnel_stands_until_it_ends_or_speaks_unasked() {
+        let (mut ours, theirs) = tokio::io::duplex(8);
+        let mut stream = (&mut ours).compat();
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(std::pin::pin!(until_it_speaks(&mut stream)).poll(&mut context).is_pending());
+        drop(theirs);
+        assert!(matches!(until_it_speaks(&mut stream).await, TunnelEnd::Closed));
+        let (ours, mut theirs) = tokio::io::duplex(8);
+        tokio::io::AsyncWriteExt::write_all(&mut theirs, &[0]).await.unwrap();
+        let end = until_it_speaks(&mut ours.compat()).await;
+        assert!(matches!(end, TunnelEnd::Unasked) && end.to_string() != TunnelEnd::Closed.to_string());
+    }
 
     #[test]
     fn v8_only_the_derived_label_is_accepted_from_a_gateway() {

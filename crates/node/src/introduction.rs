@@ -16,7 +16,7 @@ use peer_proto::frame::INTRODUCTION_FRAME_MAX;
 use peer_proto::grant::Grants;
 use peer_proto::identity::Identity;
 use peer_proto::join::{self, JoinReply};
-use peer_proto::unit::Timestamp;
+use peer_proto::unit::{Timestamp, in_words};
 use peer_state::audit::{self, Entry, Outcome};
 use peer_state::database::Database;
 use peer_trust::key_file::MachineIdentity;
@@ -146,7 +146,7 @@ async fn answer(parts: Parts<'_>, introductions: &Introductions, inbound: Inboun
     }
     // Until the answer has arrived: the invitation itself is gone by then.
     let _answering = introductions.answering(ticket);
-    let reply = match admit(parts, ticket, &mut stream).await? {
+    let reply = match admit(parts, ticket, address.to_string(), &mut stream).await? {
         Ok(record) => {
             tracing::info!(peer = %record.peer, name = %record.name, "invitation used");
             let message = format!("'{}' has joined from {address}", record.name);
@@ -173,11 +173,12 @@ async fn answer(parts: Parts<'_>, introductions: &Introductions, inbound: Inboun
 async fn admit(
     parts: Parts<'_>,
     ticket: PeerId,
+    address: String,
     stream: &mut Stream,
 ) -> Result<Result<PeerRecord, Problem>, ExchangeError> {
     let bytes = read_frame_bytes(stream, INTRODUCTION_FRAME_MAX, Deadline::after(FRAME_TIMEOUT)).await?;
     match open(&bytes, &ticket, &parts.identity.key.peer_id()) {
-        Ok(card) => Ok(parts.trust.redeem(ticket, card, clock::now()).await.map_err(change_problem)),
+        Ok(card) => Ok(parts.trust.redeem(ticket, card, address, clock::now()).await.map_err(change_problem)),
         Err(problem) => {
             audit_refusal(parts.database, ticket, &problem).await;
             Ok(Err(problem))
@@ -203,13 +204,14 @@ async fn audit_refusal(database: &Database, ticket: PeerId, problem: &Problem) {
     }
 }
 
-/// Answers a ticket: makes the two machines trust each other. Gives the inviter's record and what it allows us.
+/// Answers a ticket: makes the two machines trust each other, or renews it where one of them still does. Gives the inviter's
+/// record and what it allows us.
 pub async fn join(parts: Parts<'_>, card: SignedCard, request: Join) -> Result<(PeerRecord, Grants), Problem> {
     let ticket: Ticket = Zeroizing::new(request.ticket).parse().map_err(|error| ticket_problem(&error))?;
     check(parts, &ticket, request.name.as_ref())?;
     let granted = present(parts, &card, &ticket).await?;
     let inviter = ticket.inviter.card().peer;
-    let added = parts.trust.add(ticket.inviter.clone(), request.name, request.grants, clock::now()).await;
+    let added = parts.trust.join(ticket.inviter.clone(), request.name, request.grants, clock::now()).await;
     let record = added.map_err(|error| {
         let problem = change_problem(error);
         let message = format!(
@@ -231,12 +233,8 @@ fn check(parts: Parts<'_>, ticket: &Ticket, name: Option<&peer_proto::id::Name>)
         return Err(Problem::new(Code::InvalidTicket, message));
     }
     let list = parts.trust.snapshot();
-    if let Some(known) = list.peers.get(&inviter.peer) {
-        let message = format!("the inviter is a peer already, as '{}'; `peerctl peers show {0}` shows it", known.name);
-        return Err(Problem::new(Code::PeerExists, message));
-    }
     if let Some(name) = name
-        && list.peers.values().any(|peer| peer.name == *name)
+        && list.peers.values().any(|peer| peer.name == *name && peer.peer != inviter.peer)
     {
         let message = format!("another peer is called '{name}'; choose another name with --name");
         return Err(Problem::new(Code::NameTaken, message));
@@ -248,8 +246,11 @@ fn expired(ticket: &Ticket, now: Timestamp) -> Result<(), Problem> {
     if now < ticket.expires_at {
         return Ok(());
     }
-    let seconds = now.since(ticket.expires_at) / 1000;
-    let message = format!("the invitation expired {seconds} seconds ago by this machine's clock; ask for a new one");
+    let message = format!(
+        "the invitation expired {} ago by this machine's clock; ask for a new one, or, if it is fresh, set this machine's \
+         clock, which is wrong then",
+        in_words(now.since(ticket.expires_at))
+    );
     Err(Problem::new(Code::InvalidTicket, message))
 }
 

@@ -71,7 +71,7 @@ async fn invitation_makes_trust_mutual_once() {
     let again = carol.join(&ticket).await.unwrap_err();
     assert_eq!(again.code, Code::InvalidTicket, "{again}");
     assert!(!bob.knows(&carol.id().await) && !carol.knows(&bob.id().await));
-    assert_eq!(alice.join(&ticket).await.unwrap_err().code, Code::PeerExists);
+    assert_eq!(alice.join(&ticket).await.unwrap_err().code, Code::InvalidTicket);
     assert_eq!(bob.join(&ticket).await.unwrap_err().code, Code::InvalidTicket);
     let network = alice.node().await.network.clone();
     let peer = bob.id().await;
@@ -82,6 +82,25 @@ async fn invitation_makes_trust_mutual_once() {
     };
     tokio::time::timeout(Duration::from_mins(1), connected).await.expect("the two machines connect");
     for machine in [alice, bob, carol] {
+        machine.daemon.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trust_that_one_side_ended_is_made_again_by_an_invitation() {
+    let (alice, bob) = (machine("alice").await, machine("bob").await);
+    let (alices, bobs) = (alice.id().await, bob.id().await);
+    alice.join(&bob.invite(60).await.unwrap().ticket.unwrap()).await.unwrap();
+    // Whichever side ended it: the one that still knows the other only renews what it knows.
+    for (ending, other) in [(&alice, bobs), (&bob, alices)] {
+        ending.daemon.trust.remove(other, clock::now(), |_| Ok(((), String::new()))).await.unwrap();
+        let ticket = bob.invite(60).await.unwrap().ticket.unwrap();
+        alice.join(&ticket).await.unwrap();
+        assert!(alice.knows(&bobs) && bob.knows(&alices));
+        assert!(bob.daemon.trust.snapshot().invitations.is_empty(), "the invitation is used up");
+        assert_eq!(alice.join(&ticket).await.unwrap_err().code, Code::InvalidTicket);
+    }
+    for machine in [alice, bob] {
         machine.daemon.shutdown().await;
     }
 }
@@ -223,7 +242,7 @@ async fn v1_removed_peer_loses_its_connections() {
     };
     wait(there.clone(), alice_id, true).await;
     wait(here.clone(), bob_id, true).await;
-    bob.daemon.trust.remove(alice_id, clock::now()).await.unwrap();
+    bob.daemon.trust.remove(alice_id, clock::now(), |_| Ok(((), String::new()))).await.unwrap();
     until(&there, alice_id, false).await;
     wait(there, alice_id, false).await;
     wait(here, bob_id, false).await;

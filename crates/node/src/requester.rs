@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use peer_compute::room::database_problem;
 use peer_net::exchange::{Deadline, ExchangeError, read_frame, write_frame};
 use peer_net::{Network, OpenError, Protocol, Stream, Traffic};
 use peer_proto::PeerId;
@@ -18,6 +19,7 @@ use peer_proto::deploy::{LayerHeader, Request, Status};
 use peer_proto::frame::CONTROL_FRAME_MAX;
 use peer_proto::id::{DeploymentId, Digest, RequestHash, RequestId};
 use peer_proto::query::{Answer, Call, Hello, Query};
+use peer_proto::unit::Timestamp;
 use peer_state::database::Database;
 use peer_trust::trust::Trust;
 
@@ -84,11 +86,18 @@ impl Requester {
         }
     }
 
+    /// Refuses a clock that went back: what it dates would be refused elsewhere, or be valid for longer than it should.
+    pub(crate) async fn check_clock(&self, now: Timestamp) -> Result<(), Problem> {
+        let passed = self.database.write(move |tx| peer_trust::floor::pass(tx, now)).await;
+        passed.map_err(|error| database_problem(&error))?
+    }
+
     /// Signs a request, sends it, and gives its answer to follow.
     pub async fn request(&self, peer: PeerId, request: Request) -> Result<Conversation, Problem> {
         let (mut stream, hello) = self.greet(peer).await?;
         let request_id = RequestId::random();
         let now = crate::clock::now();
+        self.check_clock(now).await?;
         if let Request::Deploy(deploy) = &request {
             let id = DeploymentId::derive(&self.identity.peer_id(), &request_id);
             memory::intend(&self.database, peer, id, deploy.specification.clone(), now).await?;

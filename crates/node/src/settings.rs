@@ -113,6 +113,8 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// Bounds on connections and handshakes.
     pub limits: Limits,
+    /// Whether an identity may start beside an empty database. Of the command line alone.
+    pub accept_empty_database: bool,
     explained: Vec<Setting>,
 }
 

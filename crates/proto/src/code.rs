@@ -126,6 +126,10 @@ codes! {
     45 UnsupportedVersion "unsupported_version" Failed,
     /// A file cannot be read or written.
     46 FileFailed "file_failed" Failed,
+    /// This machine's clock stands before a time that it has shown already.
+    47 ClockBehind "clock_behind" Refused,
+    /// We have deployments on the peer that is to be removed.
+    48 DeploymentsThere "deployments_there" Refused,
 }
 
 impl fmt::Display for Code {

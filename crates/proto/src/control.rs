@@ -93,6 +93,19 @@ pub struct Peer {
     pub last_error: Option<String>,
 }
 
+/// Answer to `DELETE /v1/peers/{peer}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemovedPeer {
+    /// PeerId.
+    pub peer_id: String,
+    /// The name that it had here; absent if it was no peer any more.
+    pub name: Option<Name>,
+    /// Its deployments here that are being removed.
+    pub ended: Vec<Name>,
+    /// Our deployments there, which are out of reach now.
+    pub out_of_reach: Vec<Name>,
+}
+
 /// A live connection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Connection {

@@ -248,6 +248,18 @@ impl Timestamp {
     }
 }
 
+/// A length of time in words, rounded down to its largest unit: `3 minutes`.
+pub fn in_words(milliseconds: u64) -> String {
+    let seconds = milliseconds / 1000;
+    let (count, unit) = match seconds {
+        0..60 => (seconds, "second"),
+        60..3600 => (seconds / 60, "minute"),
+        3600..86_400 => (seconds / 3600, "hour"),
+        _ => (seconds / 86_400, "day"),
+    };
+    if count == 1 { format!("1 {unit}") } else { format!("{count} {unit}s") }
+}
+
 /// A span of time as people type it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -137,12 +137,18 @@ fn describe(sequence: u64, bytes: &[u8], hash: &[u8; 32]) -> AuditLine {
     }
 }
 
-/// Walks the whole chain and names the first fault.
-pub fn verify(tx: &Tx<'_>) -> Result<AuditVerdict, DatabaseError> {
+/// Whether nothing was ever written.
+pub fn is_empty(tx: &Tx<'_>) -> Result<bool, DatabaseError> {
+    Ok(last(tx)?.0 == 0)
+}
+
+/// Walks the whole chain and names the first fault. `noted` is a head that was shown earlier: it must still be in the chain.
+/// Without one nobody can tell that the newest lines were cut off.
+pub fn verify(tx: &Tx<'_>, noted: Option<[u8; 32]>) -> Result<AuditVerdict, DatabaseError> {
     let mut statement = tx.prepare_cached("SELECT sequence, line, hash FROM audit ORDER BY sequence")?;
     let mut rows = statement.query([])?;
     let (mut lines, mut previous) = (0_u64, [0_u8; 32]);
-    let mut fault = None;
+    let (mut fault, mut missing) = (None, noted.filter(|noted| *noted != previous));
     while let Some(row) = rows.next()? {
         let (sequence, line, hash): (u64, Vec<u8>, Vec<u8>) = (row.get(0)?, row.get(1)?, row.get(2)?);
         if sequence != lines + 1 {
@@ -155,6 +161,12 @@ pub fn verify(tx: &Tx<'_>) -> Result<AuditVerdict, DatabaseError> {
         }
         previous = chain(&previous, sequence, &line);
         lines += 1;
+        missing = missing.filter(|noted| *noted != previous);
+    }
+    if fault.is_none() && missing.is_some() {
+        fault = Some(
+            "no line has the hash that was noted: the newest lines were cut off, or the log was written anew".into(),
+        );
     }
     Ok(AuditVerdict { lines, head: data_encoding::HEXLOWER.encode(&previous), fault })
 }
@@ -187,12 +199,31 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let database = database(directory.path());
         fill(&database);
-        let verdict = database.write_blocking(verify).unwrap();
+        let verdict = database.write_blocking(|tx| verify(tx, None)).unwrap();
         assert_eq!((verdict.lines, verdict.fault), (3, None));
         let lines = database.write_blocking(|tx| newest(tx, 2)).unwrap();
         assert_eq!(lines.iter().map(|line| line.sequence).collect::<Vec<_>>(), [2, 3]);
         assert_eq!(lines[0].threat.as_deref(), Some("V3"));
         assert_eq!(lines[0].detail, "one\\u{a}line");
+    }
+
+    #[test]
+    fn lines_cut_off_at_the_end_show_against_a_noted_head() {
+        let directory = tempfile::tempdir().unwrap();
+        let database = database(directory.path());
+        assert!(database.write_blocking(is_empty).unwrap());
+        fill(&database);
+        let head_of = |database: &Database| database.write_blocking(last).unwrap().1;
+        let noted = head_of(&database);
+        fill(&database);
+        let fault = |noted| database.write_blocking(|tx| verify(tx, noted)).unwrap().fault;
+        for known in [None, Some([0; 32]), Some(noted), Some(head_of(&database))] {
+            assert_eq!(fault(known), None, "an older head stays in the chain");
+        }
+        let cut = "DROP TRIGGER audit_no_delete; DELETE FROM audit WHERE sequence >= 3";
+        database.write_blocking(|tx| tx.execute_batch(cut).map_err(DatabaseError::from)).unwrap();
+        assert_eq!(fault(None), None, "nobody can tell by the log alone");
+        assert!(fault(Some(noted)).is_some());
     }
 
     #[test]
@@ -211,7 +242,7 @@ mod tests {
             database
                 .write_blocking(|tx| tx.execute_batch(&format!("{drop_triggers}{attack}")).map_err(DatabaseError::from))
                 .unwrap();
-            assert!(database.write_blocking(verify).unwrap().fault.is_some(), "{attack}");
+            assert!(database.write_blocking(|tx| verify(tx, None)).unwrap().fault.is_some(), "{attack}");
         }
     }
 }

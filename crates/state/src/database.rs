@@ -101,11 +101,21 @@ impl Database {
         T: Send + 'static,
         E: From<DatabaseError> + Send + 'static,
     {
+        self.run(move |database| database.write_blocking(work)).await?
+    }
+
+    /// Runs `work` off the async threads. Once begun it goes on to its end, even if nobody waits for it any more: what must
+    /// follow a commit belongs inside.
+    pub async fn run<T, F>(&self, work: F) -> Result<T, DatabaseError>
+    where
+        F: FnOnce(&Self) -> T + Send + 'static,
+        T: Send + 'static,
+    {
         let database = self.clone();
-        match tokio::task::spawn_blocking(move || database.write_blocking(work)).await {
-            Ok(result) => result,
+        match tokio::task::spawn_blocking(move || work(&database)).await {
+            Ok(result) => Ok(result),
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-            Err(_) => Err(DatabaseError::Closed.into()),
+            Err(_) => Err(DatabaseError::Closed),
         }
     }
 

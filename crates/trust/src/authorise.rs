@@ -15,6 +15,7 @@ use peer_state::database::{DatabaseError, Tx};
 use crate::peers;
 use crate::refusal::Refusal;
 use crate::replay::{self, Known};
+use crate::{detail, floor};
 
 /// What the daemon knows at the moment of the decision.
 #[derive(Debug, Clone, Copy)]
@@ -73,8 +74,8 @@ pub fn authorise<'tx>(
         action: request.body().verb().to_owned(),
         outcome: decision.as_ref().map_or_else(|refusal| Outcome::Refused(refusal.threat), |()| Outcome::Allowed),
         detail: match &decision {
-            Ok(()) => format!("request {}", request.request_id()),
-            Err(refusal) => format!("request {}: {}", request.request_id(), refusal.problem.message),
+            Ok(()) => detail::request(&request),
+            Err(refusal) => format!("{}: {}", detail::request(&request), refusal.problem.message),
         },
     };
     audit::append(tx, &entry)?;
@@ -87,7 +88,11 @@ pub fn authorise<'tx>(
             // A refused request stays refused: the same bytes never act later, when there is more room.
             if !matches!(
                 refusal.problem.code,
-                Code::DuplicateRequest | Code::StaleIncarnation | Code::TooManyRequests | Code::UntrustedPeer
+                Code::DuplicateRequest
+                    | Code::StaleIncarnation
+                    | Code::TooManyRequests
+                    | Code::UntrustedPeer
+                    | Code::ClockBehind
             ) {
                 replay::remember(tx, &request, moment.now, refusal.problem.code.as_str())?;
             }
@@ -106,6 +111,10 @@ fn decide(
     let Some(peer) = peers::find_peer(tx, &request.signer())? else {
         return Ok(Err(Refusal::new(Code::UntrustedPeer, Threat::I3, "this machine has not added you as a peer")));
     };
+    // Before the replay window is looked at: what lies before the floor may have been forgotten there.
+    if let Err(problem) = floor::pass(tx, moment.now)? {
+        return Ok(Err(Refusal { problem, threat: Threat::V3, outcome: None }));
+    }
     match replay::look_up(tx, request, moment.now, replay::REQUESTS_MAX)? {
         Known::New => {}
         Known::Repeated(outcome) => {
@@ -129,6 +138,13 @@ fn decide(
             within_grant(peer.grants.deploy.as_ref(), moment.now, held, share)
         }
     })
+}
+
+/// Whether a deployment of this owner may be started again without being asked for: a peer needs a live grant for it. Of an
+/// owner who is no peer any more, only what was kept on purpose is left.
+pub fn may_go_on(tx: &Tx<'_>, owner: &PeerId, now: Timestamp) -> Result<bool, DatabaseError> {
+    let peer = peers::find_peer(tx, owner)?;
+    Ok(peer.is_none_or(|peer| peer.grants.deploy.is_some_and(|grant| grant.is_live(now))))
 }
 
 fn within_grant(

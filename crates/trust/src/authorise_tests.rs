@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a failing step is a failing test")]
 
 use peer_proto::card::{Card, SignedCard};
-use peer_proto::deploy::Request;
+use peer_proto::deploy::{DeployRequest, ImageOffer, ImageSource, Request, RestartPolicy, Specification};
 use peer_proto::envelope;
 use peer_proto::grant::Grants;
 use peer_proto::id::{DeploymentId, RequestId};
@@ -87,9 +87,55 @@ async fn i3_untrusted_peer_and_g4_missing_grant_are_refused() {
     // Cleaning up needs trust alone.
     let stop = Request::Stop(DeploymentId([1; 16]));
     assert_eq!(without.decide(without.request(stop.clone()), Held::default(), None), Ok(()));
-    without.trust.remove(without.alice.peer_id(), NOW).await.unwrap();
+    without.trust.remove(without.alice.peer_id(), NOW, |_| Ok(((), String::new()))).await.unwrap();
     let refusal = without.decide(without.request(stop), Held::default(), None).unwrap_err();
     assert_eq!((refusal.problem.code, refusal.threat), (Code::UntrustedPeer, Threat::I3));
+}
+
+#[tokio::test]
+async fn v3_clock_that_went_back_refuses_before_anything_else() {
+    let world = world(grants(None)).await;
+    let request = world.request(start());
+    assert_eq!(world.decide_at(NOW.plus(3_600_000), request, Held::default(), None), Ok(()));
+    let id = RequestId::random();
+    let refusal = world.decide(world.request_with(start(), id, RUN), Held::default(), None).unwrap_err();
+    assert_eq!((refusal.problem.code, refusal.threat), (Code::ClockBehind, Threat::V3));
+    assert!(world.last_audit().detail.contains("1 hour"), "{:?}", world.last_audit());
+    // It is not held against the request: once the clock is right, it acts.
+    world.database.write_blocking(|tx| crate::floor::accept(tx, NOW)).unwrap();
+    assert_eq!(world.decide(world.request_with(start(), id, RUN), Held::default(), None), Ok(()));
+}
+
+#[tokio::test]
+async fn audit_line_names_the_deployment_and_never_its_environment() {
+    let world = world(grants(None)).await;
+    let specification = Specification {
+        name: "web".parse().unwrap(),
+        image_name: "web:1".into(),
+        entrypoint: None,
+        command: vec![],
+        environment: vec!["TOKEN=hidden".parse().unwrap()],
+        expose: None,
+        publish: false,
+        limits: Limits::default(),
+        restart: RestartPolicy::No,
+        health: None,
+        stop_timeout_seconds: 10,
+    };
+    let offer = ImageOffer { configuration: b"{}".to_vec(), layer_sizes: Vec::new() };
+    let (digest, request) = (offer.digest(), RequestId::random());
+    let deploy = DeployRequest { specification, image: ImageSource::Offered(offer) };
+    let signed = world.request_with(Request::Deploy(Box::new(deploy)), request, RUN);
+    world.decide(signed, Held::default(), None).unwrap();
+    let detail = world.last_audit().detail;
+    let derived = DeploymentId::derive(&world.alice.peer_id(), &request);
+    for part in [derived.to_string(), digest.to_string(), "'web'".into(), "memory=256 MiB".into()] {
+        assert!(detail.contains(&part), "{part}: {detail}");
+    }
+    assert!(!detail.contains("TOKEN") && !detail.contains("hidden"), "{detail}");
+    let id = DeploymentId([7; 16]);
+    world.decide(world.request(Request::Stop(id)), Held::default(), None).unwrap();
+    assert!(world.last_audit().detail.contains(&id.to_string()), "{:?}", world.last_audit());
 }
 
 #[tokio::test]

@@ -25,7 +25,7 @@ pub enum KeyFileError {
     #[error("this machine has an identity already ({0}); --force replaces it and keeps a backup")]
     Exists(libp2p_identity::PeerId),
     /// It cannot be read.
-    #[error("the identity in {} is damaged; restore it from a backup, or make a new one with `peerctl init --force`", .0.display())]
+    #[error("the identity in {} is damaged; restore it from a backup, or move it away, start peerd and make a new one with `peerctl init`", .0.display())]
     Damaged(PathBuf),
     /// Others may read it.
     #[error("{} may be read by others (mode {mode:o}); if nobody else has seen it, run: chmod 600 {}", path.display(), path.display())]
@@ -48,11 +48,13 @@ pub struct MachineIdentity {
     pub recovery_key: [u8; 32],
 }
 
-/// A new identity with what is shown once.
+/// A new identity with what is shown once. It counts from [`store`] on.
 #[derive(Debug)]
 pub struct Created {
     /// The identity.
     pub identity: MachineIdentity,
+    /// The machine that it takes the place of, if that can still be read.
+    pub former: Option<libp2p_identity::PeerId>,
     /// The recovery phrase; it is stored nowhere.
     pub recovery_phrase: Zeroizing<String>,
     /// Where the former identity was kept.
@@ -96,10 +98,10 @@ pub fn load(data_dir: &Path) -> Result<Option<MachineIdentity>, KeyFileError> {
     Ok(Some(MachineIdentity { key, name: stored.name.clone(), recovery_key: stored.recovery_key }))
 }
 
-/// Makes a new identity. One that exists is replaced only if `force` says so, after a copy of it has been written.
-pub fn create(data_dir: &Path, name: Name, force: bool, now: Timestamp) -> Result<Created, KeyFileError> {
+/// Draws a new identity. One that exists is replaced only if `force` says so; a copy of it is written now.
+pub fn prepare(data_dir: &Path, name: Name, force: bool, now: Timestamp) -> Result<Created, KeyFileError> {
     let path = data_dir.join(FILE_NAME);
-    let mut backup = None;
+    let (mut backup, mut replaced) = (None, None);
     if let Some(former) = durable::read(&path, FILE_MAX)?.map(Zeroizing::new) {
         if !force {
             return Err(match load(data_dir)? {
@@ -110,13 +112,21 @@ pub fn create(data_dir: &Path, name: Name, force: bool, now: Timestamp) -> Resul
         let copy = data_dir.join(format!("identity-{}.key.backup", now.0));
         durable::write(&copy, &former, 0o600)?;
         backup = Some(copy);
+        replaced = load(data_dir).ok().flatten().map(|existing| existing.key.peer_id());
     }
     let recovery_phrase = recovery::generate();
     let recovery_key = recovery::key_of(&recovery_phrase).expect("a phrase just made is valid").public_key();
     let key = Identity::generate();
-    let stored = Stored { seed: *key.seed(), name: name.clone(), recovery_key };
-    durable::write(&path, &Zeroizing::new(encode(&stored)), 0o600)?;
-    Ok(Created { identity: MachineIdentity { key, name, recovery_key }, recovery_phrase, backup })
+    let identity = MachineIdentity { key, name, recovery_key };
+    Ok(Created { identity, former: replaced, recovery_phrase, backup })
+}
+
+/// Makes the identity the one of this machine.
+pub fn store(data_dir: &Path, identity: &MachineIdentity) -> Result<(), KeyFileError> {
+    let MachineIdentity { key, name, recovery_key } = identity;
+    let stored = Stored { seed: *key.seed(), name: name.clone(), recovery_key: *recovery_key };
+    durable::write(&data_dir.join(FILE_NAME), &Zeroizing::new(encode(&stored)), 0o600)?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -125,6 +135,12 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+
+    fn create(dir: &Path, name: Name, force: bool, now: Timestamp) -> Result<Created, KeyFileError> {
+        let created = prepare(dir, name, force, now)?;
+        store(dir, &created.identity)?;
+        Ok(created)
+    }
 
     #[test]
     fn identity_is_kept_and_never_overwritten_silently() {
@@ -139,6 +155,7 @@ mod tests {
         assert_eq!(load(dir).unwrap().unwrap().key.peer_id(), peer);
         let replaced = create(dir, name, true, Timestamp(3)).unwrap();
         assert_ne!(replaced.identity.key.peer_id(), peer);
+        assert_eq!(replaced.former, Some(peer));
         let backup = replaced.backup.unwrap();
         std::fs::rename(backup, dir.join(FILE_NAME)).unwrap();
         assert_eq!(load(dir).unwrap().unwrap().key.peer_id(), peer);

@@ -3,6 +3,9 @@
 //! Trust is explicit, directional and never transitive: a peer in the list may talk, and may do what its grants say.
 
 pub mod authorise;
+mod detail;
+pub mod floor;
+pub mod kept;
 pub mod key_file;
 pub mod peers;
 pub mod recovery;
@@ -13,4 +16,5 @@ pub mod trust;
 use peer_state::database::Schema;
 
 /// This room's tables.
-pub const SCHEMA: Schema = Schema { room: "trust", steps: &[peers::TABLES, replay::TABLES] };
+pub const SCHEMA: Schema =
+    Schema { room: "trust", steps: &[peers::TABLES, replay::TABLES, kept::TABLES, floor::TABLES] };

@@ -62,6 +62,12 @@ impl PeerRecord {
         Self { peer: card.card().peer, name, card: card.to_bytes(), addresses, grants, added_at }
     }
 
+    /// Takes over what a newer card of the same machine says. Name and grants stay.
+    pub(crate) fn refresh(&mut self, card: &SignedCard) {
+        self.addresses = card.card().addresses().cloned().map(Address).collect();
+        self.card = card.to_bytes();
+    }
+
     /// Addresses at which the peer is dialled.
     pub fn addresses(&self) -> Vec<Multiaddr> {
         self.addresses.iter().map(|address| address.0.clone()).collect()
@@ -190,7 +196,7 @@ pub(crate) fn delete_peer(tx: &Tx<'_>, peer: &PeerId) -> Result<bool, DatabaseEr
 }
 
 /// One peer's record; `None` if it is not trusted.
-pub(crate) fn find_peer(tx: &Tx<'_>, peer: &PeerId) -> Result<Option<PeerRecord>, DatabaseError> {
+pub fn find_peer(tx: &Tx<'_>, peer: &PeerId) -> Result<Option<PeerRecord>, DatabaseError> {
     match tx.query_row("SELECT record FROM peer WHERE id = ?1", [peer.to_bytes()], |row| row.get::<_, Vec<u8>>(0)) {
         // A row that cannot be read trusts nobody.
         Ok(bytes) => Ok(decode_strict(&bytes, RECORD_MAX).ok()),

@@ -15,6 +15,7 @@ use peer_state::database::{Database, DatabaseError, Tx};
 use tokio::sync::{Mutex, watch};
 
 use crate::peers::{self, InvitationRecord, ListError, PeerRecord};
+use crate::{detail, floor, kept};
 
 /// Most peers in the list.
 pub const PEERS_MAX: usize = 1024;
@@ -115,25 +116,66 @@ impl Trust {
         grants: Grants,
         now: Timestamp,
     ) -> Result<PeerRecord, ChangeError> {
-        self.change(now, "peer added", move |tx, list| insert(tx, list, &card, name, grants, now)).await
-    }
-
-    /// Adds the machine that redeems an invitation, which is used up by it, in one transaction.
-    pub async fn redeem(&self, ticket: PeerId, card: SignedCard, now: Timestamp) -> Result<PeerRecord, ChangeError> {
-        self.change(now, "invitation used", move |tx, list| {
-            let invitation = peers::take_invitation(tx, &ticket)?.filter(|invitation| now < invitation.expires_at);
-            let Some(invitation) = invitation else {
-                return refused(Code::InvalidTicket, "this invitation is unknown, used or expired; ask for a new one");
-            };
-            insert(tx, list, &card, invitation.name, invitation.grants, now)
+        self.change(local(now, "peer added"), move |tx, list| {
+            let record = insert(tx, list, &card, name, grants, now)?;
+            let detail = detail::met(None, &record);
+            Ok((record, detail))
         })
         .await
     }
 
-    /// Removes a peer.
-    pub async fn remove(&self, peer: PeerId, now: Timestamp) -> Result<PeerRecord, ChangeError> {
-        self.change(now, "peer removed", move |tx, list| match list.peers.get(&peer) {
-            Some(record) if peers::delete_peer(tx, &peer)? => Ok(record.clone()),
+    /// Adds the machine whose invitation has been answered. If it is in the list already, its card is renewed, and its
+    /// name and grants are replaced if new ones are given.
+    pub async fn join(
+        &self,
+        card: SignedCard,
+        name: Option<Name>,
+        grants: Grants,
+        now: Timestamp,
+    ) -> Result<PeerRecord, ChangeError> {
+        self.change(local(now, "peer joined"), move |tx, list| {
+            let grants = (grants != Grants::default()).then_some(grants);
+            meet(tx, list, &card, name, grants, now)
+        })
+        .await
+    }
+
+    /// Adds the machine at `address` that redeems an invitation, or renews what is known of it. The invitation is used up
+    /// in the same transaction.
+    pub async fn redeem(
+        &self,
+        ticket: PeerId,
+        card: SignedCard,
+        address: String,
+        now: Timestamp,
+    ) -> Result<PeerRecord, ChangeError> {
+        let change = Change { actor: card.card().peer.to_string(), ..local(now, "invitation used") };
+        self.change(change, move |tx, list| {
+            if let Err(problem) = floor::pass(tx, now)? {
+                return Err(ChangeError::Refused(problem));
+            }
+            let invitation = peers::take_invitation(tx, &ticket)?.filter(|invitation| now < invitation.expires_at);
+            let Some(invitation) = invitation else {
+                return refused(Code::InvalidTicket, "this invitation is unknown, used or expired; ask for a new one");
+            };
+            let (record, met) = meet(tx, list, &card, invitation.name, Some(invitation.grants), now)?;
+            Ok((record, format!("{met}; invitation {ticket}, from {address}")))
+        })
+        .await
+    }
+
+    /// Removes a peer. `and` does, in the same transaction, what must not be lost when the list has changed; its text is
+    /// for the audit log.
+    pub async fn remove<T, F>(&self, peer: PeerId, now: Timestamp, and: F) -> Result<(PeerRecord, T), ChangeError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Tx<'_>) -> Result<(T, String), DatabaseError> + Send + 'static,
+    {
+        self.change(local(now, "peer removed"), move |tx, list| match list.peers.get(&peer) {
+            Some(record) if peers::delete_peer(tx, &peer)? => {
+                let (value, more) = and(tx)?;
+                Ok(((record.clone(), value), detail::gone(record, &more)))
+            }
             _ => refused(Code::UnknownPeer, format!("{peer} is not in the list")),
         })
         .await
@@ -148,10 +190,11 @@ impl Trust {
         addresses: Option<Vec<Multiaddr>>,
         now: Timestamp,
     ) -> Result<PeerRecord, ChangeError> {
-        self.change(now, "peer changed", move |tx, list| {
-            let Some(mut record) = list.peers.get(&peer).cloned() else {
+        self.change(local(now, "peer changed"), move |tx, list| {
+            let Some(former) = list.peers.get(&peer) else {
                 return refused(Code::UnknownPeer, format!("{peer} is not in the list"));
             };
+            let mut record = former.clone();
             if let Some(name) = name {
                 free_name(list, &name, &peer)?;
                 record.name = name;
@@ -161,7 +204,8 @@ impl Trust {
                 record.set_addresses(addresses);
             }
             peers::put_peer(tx, &record)?;
-            Ok(record)
+            let detail = detail::met(Some(former), &record);
+            Ok((record, detail))
         })
         .await
     }
@@ -169,9 +213,15 @@ impl Trust {
     /// Opens an invitation. Those that have ended are cleared away.
     pub async fn invite(&self, invitation: InvitationRecord, now: Timestamp) -> Result<(), ChangeError> {
         if invitation.expires_at.since(now) > INVITATION_LIFE_MAX_MILLISECONDS || invitation.expires_at <= now {
-            return refused(Code::InvalidArgument, "an invitation lives at most one hour: choose --expires up to 1h");
+            return refused(
+                Code::InvalidArgument,
+                "an invitation lives at most one hour: choose --ticket-expires up to 1h",
+            );
         }
-        self.change(now, "invitation made", move |tx, list| {
+        self.change(local(now, "invitation made"), move |tx, list| {
+            if let Err(problem) = floor::pass(tx, now)? {
+                return Err(ChangeError::Refused(problem));
+            }
             for ended in list.invitations.values().filter(|open| open.expires_at <= now) {
                 peers::take_invitation(tx, &ended.ticket)?;
             }
@@ -181,74 +231,88 @@ impl Trust {
             if let Some(name) = &invitation.name {
                 free_name(list, name, &invitation.ticket)?;
             }
-            Ok(peers::put_invitation(tx, &invitation)?)
+            peers::put_invitation(tx, &invitation)?;
+            Ok(((), detail::invitation(&invitation)))
         })
         .await
     }
 
     /// Withdraws an invitation.
     pub async fn revoke(&self, ticket: PeerId, now: Timestamp) -> Result<InvitationRecord, ChangeError> {
-        self.change(now, "invitation revoked", move |tx, _| match peers::take_invitation(tx, &ticket)? {
-            Some(invitation) => Ok(invitation),
+        self.change(local(now, "invitation revoked"), move |tx, _| match peers::take_invitation(tx, &ticket)? {
+            Some(invitation) => {
+                let detail = detail::invitation(&invitation);
+                Ok((invitation, detail))
+            }
             None => refused(Code::InvalidTicket, "no open invitation has this id; `peerctl invite list` shows them"),
         })
         .await
     }
 
-    /// Makes one change: read, checked, sealed, audited and committed together, then published.
-    async fn change<T, F>(&self, now: Timestamp, action: &'static str, work: F) -> Result<T, ChangeError>
+    /// Makes one change: read, checked, sealed, audited and committed together, then published. From the moment at which it
+    /// begins it comes to its end, even if whoever asked for it goes away: a committed change is always published.
+    async fn change<T, F>(&self, change: Change, work: F) -> Result<T, ChangeError>
     where
-        T: std::fmt::Debug + Send + 'static,
-        F: FnOnce(&Tx<'_>, &Snapshot) -> Result<T, ChangeError> + Send + 'static,
+        T: Send + 'static,
+        F: FnOnce(&Tx<'_>, &Snapshot) -> Result<(T, String), ChangeError> + Send + 'static,
     {
-        let _order = self.order.lock().await;
-        let changed = self
-            .database
-            .write(move |tx| -> Result<_, ChangeError> {
-                let value = work(tx, &snapshot(tx)?)?;
-                peers::seal(tx)?;
-                let after = snapshot(tx)?;
-                let entry = Entry {
-                    at: now,
-                    actor: "local".into(),
-                    action: action.into(),
-                    outcome: Outcome::Allowed,
-                    detail: summary(&after),
-                };
-                audit::append(tx, &entry)?;
-                Ok((value, after))
-            })
-            .await;
-        match changed {
-            Ok((value, after)) => {
-                self.sender.send_replace(Arc::new(after));
-                Ok(value)
+        let order = self.order.clone().lock_owned().await;
+        let sender = self.sender.clone();
+        let changed = self.database.run(move |database| {
+            let _order = order;
+            let changed = database.write_blocking(|tx| commit(tx, &change, work));
+            match changed {
+                Ok((value, after)) => {
+                    sender.send_replace(Arc::new(after));
+                    Ok(value)
+                }
+                Err(ChangeError::Refused(problem)) => {
+                    database.write_blocking(|tx| audit::append(tx, &change.refused(&problem)))?;
+                    Err(ChangeError::Refused(problem))
+                }
+                Err(error) => Err(error),
             }
-            Err(ChangeError::Refused(problem)) => {
-                self.audit_refusal(now, action, problem.clone()).await?;
-                Err(ChangeError::Refused(problem))
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    async fn audit_refusal(&self, now: Timestamp, action: &'static str, problem: Problem) -> Result<(), ChangeError> {
-        let threat = if problem.code == Code::InvalidTicket { Threat::V1 } else { Threat::G4 };
-        let entry = Entry {
-            at: now,
-            actor: "local".into(),
-            action: action.into(),
-            outcome: Outcome::Refused(threat),
-            detail: problem.message,
-        };
-        self.database.write(move |tx| audit::append(tx, &entry)).await?;
-        Ok(())
+        });
+        changed.await?
     }
 }
 
-fn summary(list: &Snapshot) -> String {
-    let names: Vec<_> = list.peers.values().map(|peer| format!("{}={}", peer.name, peer.peer)).collect();
-    format!("{} peers, {} invitations: {}", list.peers.len(), list.invitations.len(), names.join(" "))
+fn commit<T, F>(tx: &Tx<'_>, change: &Change, work: F) -> Result<(T, Snapshot), ChangeError>
+where
+    F: FnOnce(&Tx<'_>, &Snapshot) -> Result<(T, String), ChangeError>,
+{
+    let (value, detail) = work(tx, &snapshot(tx)?)?;
+    peers::seal(tx)?;
+    // Not every change depends on the time; those that do have refused a clock that went back.
+    drop(floor::pass(tx, change.at)?);
+    audit::append(tx, &change.entry(Outcome::Allowed, detail))?;
+    Ok((value, snapshot(tx)?))
+}
+
+/// Who changes what.
+struct Change {
+    at: Timestamp,
+    actor: String,
+    action: &'static str,
+}
+
+fn local(at: Timestamp, action: &'static str) -> Change {
+    Change { at, actor: "local".into(), action }
+}
+
+impl Change {
+    fn entry(&self, outcome: Outcome, detail: String) -> Entry {
+        Entry { at: self.at, actor: self.actor.clone(), action: self.action.into(), outcome, detail }
+    }
+
+    fn refused(&self, problem: &Problem) -> Entry {
+        let threat = match problem.code {
+            Code::InvalidTicket => Threat::V1,
+            Code::ClockBehind => Threat::V3,
+            _ => Threat::G4,
+        };
+        self.entry(Outcome::Refused(threat), problem.message.clone())
+    }
 }
 
 fn snapshot(tx: &Tx<'_>) -> Result<Snapshot, ListError> {
@@ -286,7 +350,36 @@ fn insert(
     };
     let record = PeerRecord::new(card, name, grants, now);
     peers::put_peer(tx, &record)?;
+    kept::forget(tx, &peer)?;
     Ok(record)
+}
+
+/// Adds a machine that has proved its key, or renews what is known of it.
+fn meet(
+    tx: &Tx<'_>,
+    list: &Snapshot,
+    card: &SignedCard,
+    name: Option<Name>,
+    grants: Option<Grants>,
+    now: Timestamp,
+) -> Result<(PeerRecord, String), ChangeError> {
+    let former = list.peers.get(&card.card().peer);
+    let record = match former {
+        None => insert(tx, list, card, name, grants.unwrap_or_default(), now)?,
+        Some(known) => {
+            let mut record = known.clone();
+            record.refresh(card);
+            if let Some(name) = name {
+                free_name(list, &name, &record.peer)?;
+                record.name = name;
+            }
+            record.grants = grants.unwrap_or(record.grants);
+            peers::put_peer(tx, &record)?;
+            record
+        }
+    };
+    let detail = detail::met(former, &record);
+    Ok((record, detail))
 }
 
 fn free_name(list: &Snapshot, name: &Name, peer: &PeerId) -> Result<(), ChangeError> {

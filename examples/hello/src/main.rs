@@ -119,7 +119,7 @@ fn serve_connection(stream: &TcpStream) -> io::Result<()> {
 fn serve_request(head: &Head, body: &mut Body<'_, BufReader<&TcpStream>>, output: &TcpStream) -> io::Result<After> {
     let mut words = head.path.trim_start_matches('/').splitn(2, '/');
     let (route, argument) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-    if !matches!(head.method.as_str(), "GET" | "POST" | "PUT") {
+    if !matches!(head.method.as_str(), "GET" | "HEAD" | "POST" | "PUT") {
         log(&format!("{} {} 405", head.method, head.path));
         return answer(output, 405, "Method Not Allowed", "").map(|()| After::Keep);
     }
@@ -129,23 +129,29 @@ fn serve_request(head: &Head, body: &mut Body<'_, BufReader<&TcpStream>>, output
         404
     };
     log(&format!("{} {} {status}", head.method, head.path));
+    let wants_body = head.method != "HEAD";
+    let answer = |status, reason, text: &str| answer_head_or_whole(output, status, reason, text, wants_body);
     match (route, argument.parse::<u64>()) {
-        ("", _) => answer(output, 200, "OK", &greeting())?,
-        ("headers", _) => answer(output, 200, "OK", &String::from_utf8_lossy(&head.raw))?,
-        ("healthz", _) => answer(output, 200, "OK", "ok\n")?,
-        ("echo", _) => echo(body, output)?,
-        ("bytes", Ok(count)) => bytes(count, output)?,
-        ("stream", _) => stream_lines(output)?,
+        ("", _) => answer(200, "OK", &greeting())?,
+        ("headers", _) => answer(200, "OK", &String::from_utf8_lossy(&head.raw))?,
+        ("healthz", _) => answer(200, "OK", "ok\n")?,
+        ("echo", _) => echo(body, output, wants_body)?,
+        ("bytes", Ok(count)) => bytes(count, output, wants_body)?,
+        ("stream", _) => stream_lines(output, wants_body)?,
         ("flood", _) => {
-            answer(output, 200, "OK", "the log fills until this program is killed\n")?;
-            flood();
+            answer(200, "OK", "the log fills until this program is killed\n")?;
+            if wants_body {
+                flood();
+            }
         }
         ("exit", Ok(code)) if code < 256 => {
-            answer(output, 200, "OK", "bye\n")?;
-            leave(code);
+            answer(200, "OK", "bye\n")?;
+            if wants_body {
+                leave(code);
+            }
         }
-        ("bytes" | "exit", _) => answer(output, 400, "Bad Request", "the path must end in a number\n")?,
-        _ => answer(output, 404, "Not Found", "no such page\n")?,
+        ("bytes" | "exit", _) => answer(400, "Bad Request", "the path must end in a number\n")?,
+        _ => answer(404, "Not Found", "no such page\n")?,
     }
     // HTTP/1.0 knows no chunks: the end of the connection ends those answers.
     Ok(if matches!(route, "stream" | "echo") && !head.keeps_alive() { After::Close } else { After::Keep })
@@ -159,28 +165,43 @@ fn greeting() -> String {
     )
 }
 
-fn answer(mut output: &TcpStream, status: u16, reason: &str, text: &str) -> io::Result<()> {
+fn answer(output: &TcpStream, status: u16, reason: &str, text: &str) -> io::Result<()> {
+    answer_head_or_whole(output, status, reason, text, true)
+}
+
+/// Answers with a text, or to a request for the head alone without it.
+fn answer_head_or_whole(
+    mut output: &TcpStream,
+    status: u16,
+    reason: &str,
+    text: &str,
+    wants_body: bool,
+) -> io::Result<()> {
     let kind = if text.starts_with('<') { "text/html" } else { "text/plain" };
     let length = text.len();
     let head = format!(
         "HTTP/1.1 {status} {reason}\r\nContent-Type: {kind}; charset=utf-8\r\nContent-Length: {length}\r\n\r\n"
     );
-    output.write_all((head + text).as_bytes())
+    let body = if wants_body { text } else { "" };
+    output.write_all((head + body).as_bytes())
 }
 
 /// Sends the body back as it comes in, with the framing that it came with.
-fn echo(body: &mut Body<'_, BufReader<&TcpStream>>, mut output: &TcpStream) -> io::Result<()> {
+fn echo(body: &mut Body<'_, BufReader<&TcpStream>>, mut output: &TcpStream, wants_body: bool) -> io::Result<()> {
     let mut block = vec![0; BLOCK];
     if let Framing::Length(length) = body.framing {
         write!(
             output,
             "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: {length}\r\n\r\n"
         )?;
-        return io::copy(body, &mut output).map(|_| ());
+        return if wants_body { io::copy(body, &mut output).map(|_| ()) } else { Ok(()) };
     }
     output.write_all(
         b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nTransfer-Encoding: chunked\r\n\r\n",
     )?;
+    if !wants_body {
+        return Ok(());
+    }
     loop {
         let count = body.read(&mut block)?;
         if count == 0 {
@@ -190,10 +211,10 @@ fn echo(body: &mut Body<'_, BufReader<&TcpStream>>, mut output: &TcpStream) -> i
     }
 }
 
-fn bytes(mut count: u64, mut output: &TcpStream) -> io::Result<()> {
+fn bytes(mut count: u64, mut output: &TcpStream, wants_body: bool) -> io::Result<()> {
     write!(output, "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: {count}\r\n\r\n")?;
     let block = vec![b'x'; BLOCK];
-    while count > 0 {
+    while wants_body && count > 0 {
         let now = usize::try_from(count).unwrap_or(BLOCK).min(BLOCK);
         output.write_all(&block[..now])?;
         count -= now as u64;
@@ -201,8 +222,11 @@ fn bytes(mut count: u64, mut output: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-fn stream_lines(mut output: &TcpStream) -> io::Result<()> {
+fn stream_lines(mut output: &TcpStream, wants_body: bool) -> io::Result<()> {
     output.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n")?;
+    if !wants_body {
+        return Ok(());
+    }
     for number in 1..=20 {
         http::write_chunk(&mut output, format!("line {number}\n").as_bytes())?;
         thread::sleep(Duration::from_millis(100));
@@ -250,4 +274,30 @@ fn leave(code: u64) -> ! {
 /// One line on standard output; a reader that is gone is no reason to stop serving.
 fn log(line: &str) {
     drop(writeln!(io::stdout().lock(), "{line}"));
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn head_is_answered_like_get_without_its_body() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut ask = |requests: &str| {
+            client.write_all(requests.as_bytes()).unwrap();
+        };
+        for path in ["/", "/bytes/7", "/stream", "/exit/3"] {
+            ask(&format!("HEAD {path} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        }
+        ask("GET /bytes/7 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        serve_connection(&listener.accept().unwrap().0).unwrap();
+        let mut answers = String::new();
+        client.read_to_string(&mut answers).unwrap();
+        let heads: Vec<&str> = answers.split("\r\n\r\n").collect();
+        assert_eq!(heads.len(), 6, "{answers}");
+        assert!(heads[..5].iter().all(|head| head.starts_with("HTTP/1.1 200 OK\r\n")), "{answers}");
+        assert!(heads[1].ends_with("Content-Length: 7") && heads[5] == "xxxxxxx", "{answers}");
+    }
 }

@@ -1,17 +1,22 @@
 //! Starting a container: made from its plan, judged before it runs and once more when it does.
 
+use std::path::Path;
 use std::time::Duration;
 
+use bollard::models::ContainerCreateBody;
 use peer_proto::code::{Code, Problem, Threat};
 use peer_proto::unit::Timestamp;
 use peer_state::audit::{self, Entry, Outcome};
+use peer_state::database::DatabaseError;
+use peer_trust::authorise::may_go_on;
+use tokio::time::{Instant, sleep};
 
 use super::{Round, Trouble};
 use crate::deployment::Step;
 use crate::engine::{ContainerFacts, ContainerId, Engine, EngineError};
 use crate::inspect;
 use crate::profile::{self, ContainerPlan};
-use crate::record::Record;
+use crate::record::{self, Record};
 use crate::room::{Endpoint, Inner};
 
 pub(super) async fn start<E: Engine>(
@@ -23,12 +28,19 @@ pub(super) async fn start<E: Engine>(
     if let Some(wait) = not_before.map(|at| at.since(now)).filter(|wait| *wait > 0) {
         return Ok(Round::Pause(Duration::from_millis(wait)));
     }
+    let owner = record.owner;
+    if !inner.database.write(move |tx| may_go_on(tx, &owner, now)).await? {
+        let message = "its owner's permission to deploy on this machine has ended, so that it is not started again";
+        return Err(Problem::new(Code::NotGranted, message).into());
+    }
     let plan = plan(inner, record).await?;
     let container = prepare(inner, &plan, record).await?;
     inner.engine.start(&container).await?;
-    let facts = inner.engine.inspect(container.as_str()).await?;
-    let facts = facts.ok_or(EngineError::NoSuchContainer { container: container.to_string() })?;
-    check(inner, &plan, &facts, record).await?;
+    let facts = began(inner, &container).await?;
+    check(inner, &profile::body(&plan), &facts, record).await?;
+    if let Some(problem) = not_begun(&facts) {
+        return Err(problem.into());
+    }
     open_endpoint(inner, record, &facts).await;
     let at = (inner.options.clock)();
     let restarted = not_before.is_some();
@@ -63,12 +75,26 @@ pub(super) async fn plan<E: Engine>(inner: &Inner<E>, record: &Record) -> Result
 
 /// A container that equals its plan: the one that is there, or a new one. Anything else is destroyed (I1, I2).
 async fn prepare<E: Engine>(inner: &Inner<E>, plan: &ContainerPlan, record: &Record) -> Result<ContainerId, Trouble> {
-    let name = plan.name();
-    if let Some(existing) = inner.engine.inspect(&name).await? {
-        if inspect::differences(plan, &existing.report).is_empty() {
-            return Ok(existing.id);
+    let (id, name, told) = (record.id, plan.name(), profile::body(plan));
+    let existing = inner.engine.inspect(&name).await?;
+    let equal = existing.as_ref().is_some_and(|facts| inspect::differences(plan, &facts.report).is_empty());
+    let judged_by = told.clone();
+    let before = inner
+        .database
+        .write(move |tx| -> Result<_, DatabaseError> {
+            let before = record::told(tx, id)?;
+            record::tell(tx, id, &judged_by)?;
+            Ok(before)
+        })
+        .await?;
+    match existing {
+        Some(facts) if equal => return Ok(facts.id),
+        Some(facts) => {
+            // An older version of this program made it so; anything else has been tampered with, which is audited.
+            check(inner, before.as_ref().unwrap_or(&told), &facts, record).await.or_else(no_violation)?;
+            inner.engine.remove(&facts.id).await?;
         }
-        inner.engine.remove(&existing.id).await?;
+        None => {}
     }
     let id = match inner.engine.create(plan).await {
         Ok(id) => id,
@@ -80,18 +106,27 @@ async fn prepare<E: Engine>(inner: &Inner<E>, plan: &ContainerPlan, record: &Rec
     };
     let facts = inner.engine.inspect(id.as_str()).await?;
     let facts = facts.ok_or(EngineError::NoSuchContainer { container: id.to_string() })?;
-    check(inner, plan, &facts, record).await?;
+    check(inner, &told, &facts, record).await?;
     Ok(id)
 }
 
-/// The last-moment check of the invariants: a container that differs from its plan is destroyed, audited, and fails.
+/// A container that is to be replaced anyway may differ: that it did is in the audit log.
+fn no_violation(trouble: Trouble) -> Result<(), Trouble> {
+    match trouble {
+        Trouble::Final(problem) if problem.code == Code::IsolationViolated => Ok(()),
+        trouble => Err(trouble),
+    }
+}
+
+/// The last-moment check of the invariants: a container that differs from what the engine was told is destroyed, audited,
+/// and fails.
 pub(super) async fn check<E: Engine>(
     inner: &Inner<E>,
-    plan: &ContainerPlan,
+    told: &ContainerCreateBody,
     facts: &ContainerFacts,
     record: &Record,
 ) -> Result<(), Trouble> {
-    let differences = inspect::differences(plan, &facts.report);
+    let differences = inspect::differences_from(&profile::container_name(&record.id), told, &facts.report);
     if differences.is_empty() {
         return Ok(());
     }
@@ -110,10 +145,56 @@ pub(super) async fn check<E: Engine>(
     };
     inner.database.write(move |tx| audit::append(tx, &entry)).await?;
     let message = format!(
-        "the engine made a container that differs from the isolation profile ({}); it has been destroyed",
+        "the engine's container differs from the isolation profile ({}); it has been destroyed",
         differences.join("; ")
     );
     Err(Problem::new(Code::IsolationViolated, message).into())
+}
+
+/// How long a container's first process is given to begin its program.
+const BEGIN: Duration = Duration::from_millis(500);
+
+/// Waits until the program itself has begun, which takes some milliseconds after the engine's word, or cannot.
+///
+/// The engine's small init is the first process: it is there however wrong the program's name is.
+async fn began<E: Engine>(inner: &Inner<E>, container: &ContainerId) -> Result<ContainerFacts, Trouble> {
+    let deadline = Instant::now() + BEGIN;
+    loop {
+        let facts = inner.engine.inspect(container.as_str()).await?;
+        let facts = facts.ok_or(EngineError::NoSuchContainer { container: container.to_string() })?;
+        let Some(pid) = facts.pid.filter(|_| facts.running) else { return Ok(facts) };
+        while has_begun(pid) == Some(false) && Instant::now() < deadline {
+            sleep(Duration::from_millis(2)).await;
+        }
+        let gone = !Path::new(&format!("/proc/{pid}")).exists();
+        if !gone || Instant::now() >= deadline {
+            return Ok(facts);
+        }
+        // The engine learns a moment later how it ended.
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Whether the child of the container's init runs another program than init itself. `None` where the host does not show it,
+/// or the process is gone.
+fn has_begun(init: u32) -> Option<bool> {
+    let program = |pid: &str| std::fs::read_link(format!("/proc/{pid}/exe")).ok();
+    let own = program(&init.to_string())?;
+    let children = std::fs::read_to_string(format!("/proc/{init}/task/{init}/children")).ok()?;
+    let Some(child) = children.split_whitespace().next() else { return Some(false) };
+    Some(program(child).is_some_and(|program| program != own))
+}
+
+/// Exit codes by which init, like a shell, says that a program could not be begun.
+fn not_begun(facts: &ContainerFacts) -> Option<Problem> {
+    let why = match facts.exit_code.filter(|_| !facts.running)? {
+        126 => "cannot be executed",
+        127 => "was not found",
+        _ => return None,
+    };
+    let message =
+        format!("the container ended at once: its program {why}; `peerctl logs` shows the name that was tried");
+    Some(Problem::new(Code::ContainerExited, message))
 }
 
 /// Opens the container's network for those who may reach its one port.

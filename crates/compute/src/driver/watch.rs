@@ -3,15 +3,16 @@
 use std::time::Duration;
 
 use peer_proto::code::{Code, Problem};
+use peer_proto::id::DeploymentId;
 use peer_proto::unit::Timestamp;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
-use super::start::{check, open_endpoint, plan};
+use super::start::{check, open_endpoint};
 use super::{RETRY, Round, Trouble};
 use crate::deployment::{Life, Step, restarts_in_row};
 use crate::engine::{ContainerFacts, Engine, EngineError};
-use crate::logflood::{FloodWatch, LogFile};
+use crate::logflood::LogFile;
 use crate::profile::container_name;
 use crate::record::{self, Record};
 use crate::room::Inner;
@@ -38,7 +39,7 @@ pub(super) async fn watch<E: Engine>(
     adopt(inner, record, &facts).await?;
     tokio::select! {
         () = wake.notified() => Ok(Round::Again),
-        flooded = flood(&facts) => {
+        flooded = flood(inner, record.id, &facts) => {
             inner.engine.kill(&facts.id).await?;
             Err(flooded.into())
         }
@@ -55,15 +56,11 @@ async fn adopt<E: Engine>(inner: &Inner<E>, record: &Record, facts: &ContainerFa
     let (judged, open) =
         inner.live().get(&record.id).map_or((true, true), |live| (live.judged, live.endpoint.is_some()));
     if !judged {
-        match plan(inner, record).await {
-            Ok(plan) => check(inner, &plan, facts, record).await?,
-            // What cannot be judged does not go on.
-            Err(Trouble::Final(problem)) => {
-                inner.engine.kill(&facts.id).await?;
-                return Err(problem.into());
-            }
-            Err(trouble) => return Err(trouble),
-        }
+        // By what made it, not by what would make it today: an upgrade leaves containers running.
+        let id = record.id;
+        let told = inner.database.write(move |tx| record::told(tx, id)).await?;
+        // Nothing was noted: no container of ours runs then, so that this one differs from whatever it should be.
+        check(inner, &told.unwrap_or_default(), facts, record).await?;
         if let Some(live) = inner.live().get_mut(&record.id) {
             live.judged = true;
         }
@@ -96,15 +93,16 @@ async fn interrupted<E: Engine>(inner: &Inner<E>, record: &Record) -> Result<Rou
     Ok(Round::Again)
 }
 
-async fn flood(facts: &ContainerFacts) -> Problem {
-    let mut watch = FloodWatch::default();
+/// Samples the log once a second. What has been seen is kept over rounds and restarts, which a flood could hide behind.
+async fn flood<E: Engine>(inner: &Inner<E>, id: DeploymentId, facts: &ContainerFacts) -> Problem {
     let mut last = Instant::now();
     loop {
         sleep(LOG_SAMPLE).await;
         let elapsed = last.elapsed();
         last = Instant::now();
         let sample = facts.log_path.as_deref().and_then(|path| LogFile::read(path).ok());
-        if sample.is_some_and(|file| watch.sample(file, elapsed)) {
+        let is_flood = |file| inner.live().get_mut(&id).is_some_and(|live| live.log.sample(file, elapsed));
+        if sample.is_some_and(is_flood) {
             let message = format!(
                 "the container wrote more than {} a second to its log for several seconds and was ended",
                 peer_proto::unit::format_bytes(crate::logflood::RATE_MAX)

@@ -22,6 +22,8 @@ use peer_proto::{
     id::Digest,
 };
 use sha2::{Digest as _, Sha256};
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use tokio::task::spawn_blocking;
 
 use crate::image::{layer, tar::TarError};
@@ -33,6 +35,8 @@ pub struct Spool {
     quota: u64,
     /// Sizes of the layers being received now.
     active: Arc<Mutex<HashMap<(PeerId, Digest), u64>>>,
+    /// Told whenever a receipt ends.
+    released: Arc<Notify>,
 }
 
 /// Where the receipt of a layer begins.
@@ -174,7 +178,7 @@ impl Spool {
     pub fn open(root: impl Into<PathBuf>, quota: u64) -> Result<Self, SpoolError> {
         let root = root.into();
         fs::create_dir_all(&root).map_err(SpoolError::File)?;
-        Ok(Self { root: Arc::new(root), quota, active: Arc::default() })
+        Ok(Self { root: Arc::new(root), quota, active: Arc::default(), released: Arc::default() })
     }
 
     /// The complete layer of this peer, if it is here.
@@ -199,6 +203,16 @@ impl Spool {
         let opened = opened.await.map_err(io::Error::other).and_then(|opened| opened);
         let (receiver, offset) = opened.map_err(|error| SpoolError::from_io(digest, error))?;
         Ok(Receipt::Partial(Transfer { digest, size, offset, receiver: Some(receiver) }))
+    }
+
+    /// Completes once a receipt that goes on now, of any layer, has ended.
+    pub fn released(&self) -> Notified<'_> {
+        self.released.notified()
+    }
+
+    /// How much of a layer that is being received has arrived (bytes).
+    pub fn arrived(&self, peer: &PeerId, digest: &Digest) -> u64 {
+        fs::metadata(self.file(peer, digest, "partial")).map_or(0, |metadata| metadata.len())
     }
 
     /// Removes a layer of this peer, complete or not. One that is not here, or is being received, is left alone.
@@ -278,6 +292,7 @@ struct Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         self.spool.active().remove(&(self.peer, self.digest));
+        self.spool.released.notify_waiters();
     }
 }
 

@@ -108,6 +108,9 @@ impl Walk<'_> {
             return Ok(None);
         }
         let mut header = Header::new_old();
+        if self.offset == 0 && self.length < BLOCK {
+            return refused("it is not a tar file");
+        }
         self.read(header.as_mut_bytes())?;
         let bytes = header.as_bytes();
         if bytes.iter().all(|byte| *byte == 0) {
@@ -115,7 +118,10 @@ impl Walk<'_> {
         }
         let sum: u32 = bytes[..148].iter().chain(&bytes[156..]).map(|byte| u32::from(*byte)).sum();
         if header.cksum().ok() != Some(sum + 8 * u32::from(b' ')) {
-            return refused(format!("it is not a tar file: the header at byte {} is damaged", self.offset - BLOCK));
+            return match self.offset - BLOCK {
+                0 => refused("it is not a tar file"),
+                at => refused(format!("the header at byte {at} is damaged")),
+            };
         }
         Ok(Some(header))
     }

@@ -1,16 +1,19 @@
 //! What owners want: recorded in the transaction that authorised it, and driven on from there.
 
+use peer_proto::PeerId;
 use peer_proto::code::{Code, Problem, Threat};
 use peer_proto::deploy::{DeployRequest, ImageSource, Request, State};
 use peer_proto::id::DeploymentId;
 use peer_state::database::{DatabaseError, Tx};
 use peer_trust::authorise::Authorised;
+use peer_trust::peers;
 use peer_trust::refusal::Refusal;
 
 use super::{Room, no_such_deployment};
 use crate::deployment::{Life, Step, Wanted};
 use crate::engine::Engine;
 use crate::ledger;
+use crate::profile;
 use crate::record::{self, Record};
 
 impl<E: Engine> Room<E> {
@@ -25,20 +28,25 @@ impl<E: Engine> Room<E> {
         if let Err(refusal) = self.check_deploy(request) {
             return Ok(Err(refusal));
         }
-        if let Some(holder) = record::find_by_name(tx, &owner, request.specification.name.as_str())? {
-            // A deployment that never ran has nothing to lose; a new try under its name takes its place.
-            if !matches!(holder.life, Life::Failed(_)) || holder.started_at.is_some() {
-                let message = format!(
-                    "you have a deployment called '{}' on this machine already; remove it, or choose another name with --name",
-                    request.specification.name
-                );
-                return Ok(Err(Refusal::new(Code::NameTaken, Threat::G4, message)));
-            }
-            record::delete(tx, holder.id)?;
+        let holder = record::find_by_name(tx, &owner, request.specification.name.as_str())?;
+        if holder.as_ref().is_some_and(|holder| !is_replaceable(holder)) {
+            let message = format!(
+                "you have a deployment called '{}' on this machine already; remove it, or choose another name with --name",
+                request.specification.name
+            );
+            return Ok(Err(Refusal::new(Code::NameTaken, Threat::G4, message)));
+        }
+        let replaced = holder.map(|holder| holder.id);
+        if let Err(refusal) = self.check_bounds(tx, &owner, request, replaced)? {
+            return Ok(Err(refusal));
         }
         let held = ledger::held(&record::all(tx)?, None);
         if let Err(refusal) = ledger::reserve(&self.inner.options.offer, &held, &request.specification.limits) {
             return Ok(Err(refusal));
+        }
+        // After the last refusal, which would be committed with it.
+        if let Some(id) = replaced {
+            record::delete(tx, id)?;
         }
         let signed = authorised.request();
         let record = Record {
@@ -66,9 +74,34 @@ impl<E: Engine> Room<E> {
         let refuse = |problem: Problem| Refusal { problem, threat: Threat::V4, outcome: None };
         request.specification.check().map_err(refuse)?;
         match &request.image {
-            ImageSource::Offered(offer) => crate::fetch::check_offer(offer, &self.inner.options).map_err(refuse),
+            ImageSource::Offered(offer) => {
+                let image = crate::fetch::check_offer(offer, &self.inner.options).map_err(refuse)?;
+                profile::check_program(&request.specification, &profile::Wishes::from(&image)).map_err(refuse)
+            }
             ImageSource::Registry(_) => Ok(()),
         }
+    }
+
+    /// Deployments at rest keep a container, a log and an image: they are bounded too, and so are images (V5).
+    fn check_bounds(
+        &self,
+        tx: &Tx<'_>,
+        owner: &PeerId,
+        request: &DeployRequest,
+        replaced: Option<DeploymentId>,
+    ) -> Result<Result<(), Refusal>, DatabaseError> {
+        let granted = peers::find_peer(tx, owner)?.and_then(|peer| peer.grants.deploy);
+        let max = ledger::rows_max(granted.as_ref());
+        if record::of_owner(tx, owner)?.iter().filter(|record| Some(record.id) != replaced).count() >= max {
+            let message = format!(
+                "you have {max} deployments on this machine, also counting those that do not run, and no more are \
+                 allowed; remove some with `peerctl rm`"
+            );
+            return Ok(Err(Refusal::new(Code::OverLimit, Threat::V5, message)));
+        }
+        let ImageSource::Offered(offer) = &request.image else { return Ok(Ok(())) };
+        let room = crate::fetch::check_room(tx, &self.inner.options, owner, offer)?;
+        Ok(room.map_err(|problem| Refusal { problem, threat: Threat::V5, outcome: None }))
     }
 
     /// Changes what the owner wants of a deployment, in the transaction that authorised it.
@@ -102,6 +135,11 @@ impl<E: Engine> Room<E> {
         record::update(tx, &record)?;
         Ok(Ok(record))
     }
+}
+
+/// A deployment that never ran and will not by itself has nothing to lose: a new try under its name takes its place.
+fn is_replaceable(holder: &Record) -> bool {
+    holder.started_at.is_none() && !holder.life.state().holds_share() && holder.wanted != Wanted::Restarted
 }
 
 fn want_stopped(record: &mut Record) -> Result<(), Problem> {

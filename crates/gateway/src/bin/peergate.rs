@@ -2,9 +2,8 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-use peer_gateway::command::{self, Arguments};
+use peer_gateway::command;
 
 fn main() -> ExitCode {
-    command::execute(Arguments::parse())
+    command::execute(std::env::args_os())
 }

@@ -46,9 +46,15 @@ fn allow_list_is_edited_and_shown() {
     assert_eq!(json(&allowed)["changed"], true);
     let listed = json(&run(directory.path(), &["providers", "--json"]));
     assert_eq!((&listed[0]["peer_id"], &listed[0]["name"]), (&Value::from(peer.clone()), &Value::from("bob")));
-    assert!(run(directory.path(), &["deny", &peer]).status.success());
+    let denied = run(directory.path(), &["deny", "bob"]);
+    assert_eq!(String::from_utf8_lossy(&denied.stdout), format!("denied {peer}\n"), "no gateway runs");
     assert_eq!(run(directory.path(), &["deny", &peer]).status.code(), Some(3));
-    assert_eq!(run(directory.path(), &["allow", "nobody"]).status.code(), Some(2));
+    let refused = run(directory.path(), &["allow", "nobody", "--json"]);
+    assert_eq!((refused.status.code(), &json(&refused)["error"]["code"]), (Some(2), &"invalid_argument".into()));
+    assert!(json(&refused)["error"]["message"].as_str().unwrap().contains("begins with 12D3KooW"), "{refused:?}");
+    let refused = run(directory.path(), &["deny", "Nobody"]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&refused.stderr).ends_with("code: invalid_argument\n"), "{refused:?}");
     assert_eq!(run(directory.path(), &["allow", &peer, "--name", "A b"]).status.code(), Some(2));
     std::fs::write(directory.path().join("providers.toml"), "damaged").unwrap();
     let refused = run(directory.path(), &["run"]);
@@ -72,8 +78,9 @@ fn settings_are_explained() {
     std::fs::write(directory.path().join("peergate.toml"), "colour = 7\n").unwrap();
     let refused = run(directory.path(), &["config", "check", "--json"]);
     assert_eq!(refused.status.code(), Some(2));
-    let error: Value = serde_json::from_slice(&refused.stderr).unwrap();
+    let error = json(&refused);
     assert_eq!(error["error"]["code"], "invalid_argument");
+    assert!(String::from_utf8_lossy(&refused.stderr).ends_with("code: invalid_argument\n"), "{refused:?}");
     assert!(error["error"]["message"].as_str().unwrap().contains("colour"));
 }
 
@@ -101,6 +108,10 @@ fn gateway_starts_shows_itself_and_ends_on_a_signal() {
     assert!(info["addresses"][0].as_str().unwrap().ends_with(&format!("/p2p/{peer}")));
     assert!(info["url_suffix"].as_str().unwrap().starts_with(".peer.localhost:"));
     assert!(Path::new(info["ca_certificate"].as_str().unwrap()).exists());
+    let provider = Identity::generate().peer_id().to_string();
+    run(directory.path(), &["allow", &provider, "--name", "bob"]);
+    let denied = run(directory.path(), &["deny", "bob"]);
+    assert_eq!(String::from_utf8_lossy(&denied.stdout), format!("denied {provider}; its names have ended\n"));
     let second = run(directory.path(), &["run"]);
     assert_eq!(second.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&second.stderr).contains("in use"));

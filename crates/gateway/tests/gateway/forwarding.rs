@@ -32,6 +32,21 @@ async fn request_bodies_arrive() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn http_1_0_gets_one_answer_that_closes() {
+    let (world, origin) = (World::start().await, Origin::echo().await);
+    let (_provider, host) = world.serve(origin.address).await;
+    for host_field in [host.as_str(), "example.org"] {
+        let mut stream = world.visit(&host).await;
+        let request = format!("GET / HTTP/1.0\r\nHost: {host_field}\r\nConnection: keep-alive\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        drop(within(stream.read_to_end(&mut answer)).await);
+        let answer = String::from_utf8(answer).unwrap();
+        assert_eq!(fields(answer.split("\r\n\r\n").next().unwrap(), "connection"), ["close"], "{answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn v7_fields_are_repeated_rewritten_and_removed_as_they_should() {
     let (world, origin) = (World::start().await, Origin::echo().await);
     let (_provider, host) = world.serve(origin.address).await;

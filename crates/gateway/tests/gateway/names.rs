@@ -79,7 +79,8 @@ async fn v8_loss_of_the_tunnel_ends_a_name() {
 async fn v8_denied_provider_loses_names_and_connection_at_once() {
     let (world, origin) = (World::start().await, Origin::echo().await);
     let (mut provider, host) = world.serve(origin.address).await;
-    providers::deny(world.directory.path(), provider.identity.peer_id()).unwrap();
+    let denied = providers::Reference::Peer(provider.identity.peer_id());
+    providers::deny(world.directory.path(), &denied).unwrap();
     assert!(provider.lost_lease_stream().await);
     eventually("the name ends", async || world.gateway.levels().leases == 0).await;
     assert_eq!(world.get(&host, "/").await.status, 503);

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::routing::get;
 use axum::{Json, Router};
+use data_encoding::HEXLOWER_PERMISSIVE;
+use peer_proto::code::{Code, Problem};
 use peer_proto::control::{AuditLine, AuditVerdict};
 use peer_state::audit;
 use serde::Deserialize;
@@ -34,6 +36,24 @@ async fn newest(
     Ok(Json(daemon.database.write(move |tx| audit::newest(tx, limit)).await?))
 }
 
-async fn verify(State(daemon): State<Arc<Daemon>>) -> Result<Json<AuditVerdict>, Failure> {
-    Ok(Json(daemon.database.write(audit::verify).await?))
+#[derive(Deserialize)]
+struct Noted {
+    /// Head that was shown earlier, in hexadecimal.
+    head: Option<String>,
+}
+
+async fn verify(
+    State(daemon): State<Arc<Daemon>>,
+    Parameters(Noted { head }): Parameters<Noted>,
+) -> Result<Json<AuditVerdict>, Failure> {
+    let noted = head.as_deref().map(parse_head).transpose()?;
+    Ok(Json(daemon.database.write(move |tx| audit::verify(tx, noted)).await?))
+}
+
+fn parse_head(text: &str) -> Result<[u8; 32], Problem> {
+    let bytes = HEXLOWER_PERMISSIVE.decode(text.as_bytes()).ok().and_then(|bytes| bytes.try_into().ok());
+    bytes.ok_or_else(|| {
+        let message = "head: it must be 64 hexadecimal digits, as `peerctl audit verify` prints them";
+        Problem::new(Code::InvalidArgument, message)
+    })
 }

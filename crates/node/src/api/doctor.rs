@@ -7,13 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use peer_compute::engine::EngineFacts;
 use peer_net::Role;
 use peer_proto::control::{Finding, Level};
-use peer_proto::unit::{Timestamp, format_bytes};
-use peer_state::audit;
+use peer_proto::envelope::DRIFT_MAX_MILLISECONDS;
+use peer_proto::unit::{Timestamp, format_bytes, in_words};
+use peer_state::audit::{self, Entry, Outcome};
+use peer_state::database::{DatabaseError, Tx};
+use peer_trust::floor;
 
 use super::Failure;
 use crate::clock;
@@ -32,7 +35,7 @@ const ENGINE_TCP_PORT: u16 = 2375;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(super) fn routes() -> Router<Arc<Daemon>> {
-    Router::new().route("/v1/doctor", get(examine))
+    Router::new().route("/v1/doctor", get(examine)).route("/v1/doctor/accept-clock", post(accept_clock))
 }
 
 async fn examine(State(daemon): State<Arc<Daemon>>) -> Result<Json<Vec<Finding>>, Failure> {
@@ -124,14 +127,30 @@ fn disk(daemon: &Daemon) -> Finding {
 async fn clock_sane(daemon: &Daemon) -> Result<Finding, Failure> {
     const CHECK: &str = "clock";
     let now = clock::now();
-    let newest = daemon.database.write(|tx| audit::newest(tx, 1)).await?;
-    let floor = newest.last().map_or(CLOCK_FLOOR, |line| line.at.max(CLOCK_FLOOR));
-    Ok(if now >= floor {
-        ok(CHECK, "the clock has not gone back")
+    let latest = daemon.database.write(floor::latest).await?;
+    Ok(if now < CLOCK_FLOOR {
+        failure(CHECK, "the clock was never set", "set it (timedatectl set-ntp true); peers refuse requests until then")
+    } else if now.plus(DRIFT_MAX_MILLISECONDS) < latest {
+        let message = format!("the clock stands {} before what it has shown already", in_words(latest.since(now)));
+        let advice = "set it (timedatectl set-ntp true), or, if it is right now, run: peerctl doctor --accept-clock; \
+                      requests are refused until then";
+        failure(CHECK, message, advice)
     } else {
-        let message = format!("the clock stands {} seconds before what it has shown already", floor.since(now) / 1000);
-        failure(CHECK, message, "set the clock (timedatectl set-ntp true); peers refuse requests until then")
+        ok(CHECK, "the clock has not gone back")
     })
+}
+
+/// Takes the present time for right: the way out when the clock once stood in the future.
+async fn accept_clock(State(daemon): State<Arc<Daemon>>) -> Result<Json<Vec<Finding>>, Failure> {
+    let accept = |tx: &Tx<'_>| -> Result<(), DatabaseError> {
+        let now = clock::now();
+        let former = floor::accept(tx, now)?;
+        let (actor, action, outcome) = ("local".to_owned(), "clock accepted".to_owned(), Outcome::Allowed);
+        let detail = format!("latest time seen: {} ms -> {} ms", former.0, now.0);
+        audit::append(tx, &Entry { at: now, actor, action, outcome, detail })
+    };
+    daemon.database.write(accept).await?;
+    examine(State(daemon)).await
 }
 
 fn listening(node: &Node) -> Finding {
@@ -165,6 +184,7 @@ fn gateways(daemon: &Daemon, node: &Node) -> Finding {
     let all = super::gateways::describe_all(daemon, Some(node));
     let away: Vec<_> = all.iter().filter(|gateway| !gateway.connected).collect();
     match (all.len(), away.first()) {
+        (0, _) if node.room.is_none() => ok(CHECK, "this machine runs nobody's containers, so it needs no gateway"),
         (0, _) => {
             let message = "no gateway is set; deployments here get no public address";
             warning(CHECK, message, "run: peerctl gateway add ADDRESS (peergate prints its address)")

@@ -39,9 +39,9 @@ async fn add(
 }
 
 async fn remove(State(daemon): State<Arc<Daemon>>, Path(gateway): Path<String>) -> Result<Json<Gateway>, Failure> {
-    let node = daemon.node().await.ok();
+    // The change itself comes to its end without us; what follows is only waiting for the gate.
     let record = daemon.gateways.remove(&gateway, clock::now()).await?;
-    if let Some(node) = &node {
+    if let Ok(node) = daemon.node().await {
         crate::introduction::until(&node.network, record.peer, false).await;
     }
     Ok(Json(describe(None, &record)))

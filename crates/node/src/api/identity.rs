@@ -8,7 +8,7 @@ use axum::{Json, Router};
 use data_encoding::HEXLOWER;
 use peer_proto::control::{InitReply, InitRequest, Version, Whoami};
 
-use super::{Failure, Payload};
+use super::{Failure, Payload, to_the_end};
 use crate::daemon::Daemon;
 use crate::node::Node;
 
@@ -24,7 +24,11 @@ async fn init(
     State(daemon): State<Arc<Daemon>>,
     Payload(request): Payload<InitRequest>,
 ) -> Result<Json<InitReply>, Failure> {
-    Ok(Json(daemon.init(request).await?))
+    let work = {
+        let daemon = daemon.clone();
+        async move { Ok(daemon.init(request).await?) }
+    };
+    to_the_end(&daemon, work).await.map(Json)
 }
 
 async fn show(State(daemon): State<Arc<Daemon>>) -> Result<Json<Whoami>, Failure> {

@@ -25,8 +25,7 @@ use crate::api::{Failure, ndjson};
 use crate::daemon::Daemon;
 use crate::requester::{Requester, exchange_problem};
 
-const FRAME_DEADLINE: Duration = Duration::from_secs(20);
-/// How long the provider may take to check and store a layer once it has come.
+/// How long the provider may take until it wants a layer, and to check and store it once it has come.
 const STORE_DEADLINE: Duration = Duration::from_hours(1);
 
 /// The routes of this part.
@@ -95,18 +94,26 @@ async fn layer(
     let (peer, stream, size) = node.requester.open_layer(transfer, layer).await?;
     let requester = &node.requester;
     let (mut reader, mut writer) = stream.split();
-    let offset = match read_frame(&mut reader, CONTROL_FRAME_MAX, Deadline::after(FRAME_DEADLINE)).await {
+    // It may first wait for another request of ours that is sending the same layer.
+    let offset = match read_frame(&mut reader, CONTROL_FRAME_MAX, Deadline::after(STORE_DEADLINE)).await {
         Ok(LayerReply::From(offset)) => offset,
         Ok(LayerReply::Refused(problem)) => return Err(requester.in_name_of(&peer, &problem).into()),
         Ok(LayerReply::Stored) => size,
         Err(error) => return Err(exchange_problem(&requester.name_of(&peer), &error).into()),
     };
     let verdict = read_frame(&mut reader, CONTROL_FRAME_MAX, Deadline::after(STORE_DEADLINE));
-    tokio::pin!(verdict);
+    let sending = send(requester, peer, body.into_data_stream(), (offset, size), &mut writer);
+    tokio::pin!(verdict, sending);
     let verdict = tokio::select! {
         // A refusal may come before everything has been sent; then the rest need not travel.
-        verdict = &mut verdict => verdict,
-        sent = send(requester, peer, body.into_data_stream(), (offset, size), &mut writer) => {
+        verdict = &mut verdict => {
+            if matches!(verdict, Ok(LayerReply::Stored)) {
+                // The peer has it all already. Our caller is still heard out, or it would see a broken connection.
+                drop(sending.await);
+            }
+            verdict
+        }
+        sent = &mut sending => {
             sent?;
             verdict.await
         }

@@ -12,7 +12,7 @@ use peer_trust::peers::InvitationRecord;
 use peer_trust::trust::Snapshot;
 
 use super::peers::{check_grants, describe};
-use super::{Failure, Payload};
+use super::{Failure, Payload, to_the_end};
 use crate::clock;
 use crate::daemon::Daemon;
 use crate::introduction::{self, Parts, until};
@@ -44,7 +44,9 @@ async fn invite(
 ) -> Result<Json<Invitation>, Failure> {
     let node = daemon.node().await?;
     check_grants(&request.grants, clock::now())?;
-    Ok(Json(introduction::invite(Parts::of(&daemon, &node), node.card(&daemon), request).await?))
+    let owned = daemon.clone();
+    let work = async move { Ok(introduction::invite(Parts::of(&owned, &node), node.card(&owned), request).await?) };
+    to_the_end(&daemon, work).await.map(Json)
 }
 
 async fn revoke(State(daemon): State<Arc<Daemon>>, Path(id): Path<String>) -> Result<Json<Invitation>, Failure> {
@@ -78,6 +80,11 @@ fn find<'a>(list: &'a Snapshot, id: &str) -> Result<&'a InvitationRecord, Proble
 async fn join(State(daemon): State<Arc<Daemon>>, Payload(request): Payload<Join>) -> Result<Json<Joined>, Failure> {
     let node = daemon.node().await?;
     check_grants(&request.grants, clock::now())?;
-    let (record, granted) = introduction::join(Parts::of(&daemon, &node), node.card(&daemon), request).await?;
-    Ok(Json(Joined { peer: describe(&node, &record), granted }))
+    let owned = daemon.clone();
+    // Once the inviter has been reached, stopping half-way would leave trust on one side alone.
+    let work = async move {
+        let (record, granted) = introduction::join(Parts::of(&owned, &node), node.card(&owned), request).await?;
+        Ok(Joined { peer: describe(&node, &record), granted })
+    };
+    to_the_end(&daemon, work).await.map(Json)
 }

@@ -1,5 +1,7 @@
 //! The trust list.
 
+mod removal;
+
 use std::sync::Arc;
 
 use axum::extract::{Path, State};
@@ -9,15 +11,15 @@ use multiaddr::Multiaddr;
 use peer_net::{ConnectionInfo, ConnectionState, Direction, Traffic};
 use peer_proto::card::{CARD_ADDRESSES_MAX, SignedCard};
 use peer_proto::code::{Code, Problem};
-use peer_proto::control::{AddPeer, ChangePeer, Connection, Peer};
+use peer_proto::control::{AddPeer, ChangePeer, Connection, Peer, RemovedPeer};
 use peer_proto::grant::Grants;
 use peer_proto::identity::verification_code;
 use peer_proto::text::escape;
 use peer_proto::unit::Timestamp;
 use peer_trust::peers::PeerRecord;
-use serde::Deserialize;
 
-use super::{Failure, Parameters, Payload};
+use self::removal::Removal;
+use super::{Failure, Parameters, Payload, to_the_end};
 use crate::clock;
 use crate::daemon::Daemon;
 use crate::introduction::until;
@@ -43,6 +45,10 @@ async fn show(State(daemon): State<Arc<Daemon>>, Path(peer): Path<String>) -> Re
 }
 
 async fn add(State(daemon): State<Arc<Daemon>>, Payload(request): Payload<AddPeer>) -> Result<Json<Peer>, Failure> {
+    to_the_end(&daemon, added(daemon.clone(), request)).await.map(Json)
+}
+
+async fn added(daemon: Arc<Daemon>, request: AddPeer) -> Result<Peer, Failure> {
     let node = daemon.node().await?;
     let card: SignedCard = request
         .card
@@ -62,7 +68,7 @@ async fn add(State(daemon): State<Arc<Daemon>>, Payload(request): Payload<AddPee
     until(&node.network, record.peer, true).await;
     let message = format!("'{}' was added", record.name);
     daemon.notices.push("peer_added", Some(record.peer.to_string()), None, message);
-    Ok(Json(describe(&node, &record)))
+    Ok(describe(&node, &record))
 }
 
 async fn change(
@@ -81,28 +87,12 @@ async fn change(
     Ok(Json(describe(&node, &record)))
 }
 
-#[derive(Deserialize)]
-struct Removal {
-    #[serde(default)]
-    keep_deployments: bool,
-}
-
 async fn remove(
     State(daemon): State<Arc<Daemon>>,
     Path(peer): Path<String>,
     Parameters(removal): Parameters<Removal>,
-) -> Result<Json<Peer>, Failure> {
-    let node = daemon.node().await?;
-    let found = daemon.trust.snapshot().find(&peer)?.clone();
-    let described = describe(&node, &found);
-    let record = daemon.trust.remove(found.peer, clock::now()).await?;
-    until(&node.network, record.peer, false).await;
-    let message = format!("'{}' was removed", record.name);
-    daemon.notices.push("peer_removed", Some(record.peer.to_string()), None, message);
-    if let Some(room) = node.room.as_ref().filter(|_| !removal.keep_deployments) {
-        room.end_all_of(record.peer).await?;
-    }
-    Ok(Json(described))
+) -> Result<Json<RemovedPeer>, Failure> {
+    to_the_end(&daemon, removal::remove(daemon.clone(), peer, removal)).await.map(Json)
 }
 
 /// A grant that could never allow anything is a mistake.

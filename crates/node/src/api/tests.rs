@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use axum::http::{Method, Request as HttpRequest};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{SendRequest, handshake};
-use peer_proto::control::{AuditVerdict, Finding, InitReply, Notice, Peer, Setting, Whoami};
+use peer_proto::control::{AuditLine, AuditVerdict, Finding, InitReply, Notice, Peer, Setting, Whoami};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
@@ -121,6 +121,41 @@ async fn request_without_our_header_or_with_another_media_type_is_refused() {
     form.headers_mut().insert("content-type", "text/plain".parse().unwrap());
     assert_eq!(served.send(form).await.0, StatusCode::BAD_REQUEST);
     assert!(served.daemon.node().await.is_err(), "nothing was made");
+    served.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn v1_work_of_a_request_goes_on_when_its_client_goes_away() {
+    let served = served().await;
+    let (go_on, may_go_on) = tokio::sync::oneshot::channel::<()>();
+    let (done, is_done) = tokio::sync::oneshot::channel();
+    let work = async move {
+        may_go_on.await.unwrap();
+        done.send(()).unwrap();
+        Ok(())
+    };
+    let mut request = Box::pin(to_the_end(&served.daemon, work));
+    assert!(futures::poll!(&mut request).is_pending());
+    drop(request);
+    go_on.send(()).unwrap();
+    tokio::time::timeout(Duration::from_mins(1), is_done).await.expect("it goes on").unwrap();
+    served.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clock_that_stood_in_the_future_is_shown_and_accepted() {
+    let mut served = served().await;
+    let later = crate::clock::now().plus(24 * 3_600_000);
+    let raise = move |tx: &peer_state::database::Tx<'_>| peer_trust::floor::pass(tx, later);
+    assert_eq!(served.daemon.database.write(raise).await.unwrap(), Ok(()));
+    let clock = |findings: Vec<Finding>| findings.into_iter().find(|finding| finding.check == "clock").unwrap();
+    let finding = clock(served.get("/v1/doctor").await);
+    assert!(finding.advice.unwrap().contains("--accept-clock"));
+    let (status, body) = served.call(Method::POST, "/v1/doctor/accept-clock", Some(json!({}))).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(clock(serde_json::from_slice(&body).unwrap()).advice, None);
+    let lines: Vec<AuditLine> = served.get("/v1/audit?limit=1").await;
+    assert_eq!(lines[0].action, "clock accepted");
     served.end().await;
 }
 

@@ -24,10 +24,18 @@ pub(super) struct CompletionArguments {
 #[command(hide = true)]
 pub(super) struct MarkdownArguments {}
 
-/// What both print with `--json`.
+/// What `completion --json` prints.
 #[derive(Debug, Serialize)]
 struct Text {
     text: String,
+}
+
+/// What `markdown --json` prints.
+#[derive(Debug, Serialize)]
+struct Reference {
+    text: String,
+    /// Every command that can be run, without the hidden ones.
+    commands: Vec<String>,
 }
 
 /// Runs `completion`.
@@ -40,7 +48,29 @@ pub(super) fn completion(session: &Session, arguments: &CompletionArguments) -> 
 
 /// Runs `markdown`.
 pub(super) fn markdown(session: &Session, MarkdownArguments {}: &MarkdownArguments) -> Result<(), Failure> {
-    session.output.result(&Text { text: reference() }, |reference| reference.text.clone())
+    let shown = leaves().into_iter().filter(|(_, command)| !command.is_hide_set());
+    let reference = Reference { text: reference(), commands: shown.map(|(path, _)| path).collect() };
+    session.output.result(&reference, |reference| reference.text.clone())
+}
+
+/// Every command that can be run, with its words.
+pub(super) fn leaves() -> Vec<(String, Command)> {
+    let mut grammar = grammar();
+    grammar.build();
+    let mut leaves = Vec::new();
+    collect_leaves(&grammar, "", &mut leaves);
+    leaves
+}
+
+fn collect_leaves(command: &Command, path: &str, leaves: &mut Vec<(String, Command)>) {
+    let mut inner = command.get_subcommands().filter(|inner| inner.get_name() != "help").peekable();
+    let runs_itself = !command.is_subcommand_required_set();
+    if inner.peek().is_none() || (runs_itself && !path.is_empty()) {
+        leaves.push((path.to_owned(), command.clone()));
+    }
+    for one in inner {
+        collect_leaves(one, format!("{path} {}", one.get_name()).trim_start(), leaves);
+    }
 }
 
 const INTRODUCTION: &str = "\

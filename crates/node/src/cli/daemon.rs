@@ -1,12 +1,14 @@
 //! `doctor`, `audit`, `config` and `version`: about the daemon itself.
 
 use clap::{Args, Subcommand};
+use hyper::Method;
 use peer_proto::code::{Code, ExitStatus};
 use peer_proto::control::{AuditLine, AuditVerdict, Finding, Level, Setting, Version};
 use peer_proto::text::escape;
 use serde::Serialize;
 
 use super::Session;
+use super::client::percent_encoded;
 use super::failure::Failure;
 use super::moment::rfc3339;
 use super::table::table;
@@ -17,7 +19,11 @@ use super::table::table;
 ///
 /// Example: peerctl doctor
 #[derive(Debug, Args)]
-pub(super) struct DoctorArguments {}
+pub(super) struct DoctorArguments {
+    /// Take this machine's clock for right, though it has shown a later time before
+    #[arg(long)]
+    accept_clock: bool,
+}
 
 /// Show the audit log: who asked for what, and what was refused
 ///
@@ -39,11 +45,15 @@ pub(super) enum AuditCommand {
 
 /// Check that no line of the audit log was changed or removed
 ///
-/// Exits with 1 if one was.
+/// Exits with 1 if one was. Lines cut off at the end show only against a head noted elsewhere: see --head.
 ///
 /// Example: peerctl audit verify
 #[derive(Debug, Args)]
-pub(super) struct VerifyArguments {}
+pub(super) struct VerifyArguments {
+    /// Head that was printed earlier; it must still be in the log
+    #[arg(long, value_name = "HASH")]
+    head: Option<String>,
+}
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigCommand {
@@ -71,8 +81,12 @@ struct Versions {
 }
 
 /// Runs `doctor`.
-pub(super) async fn doctor(session: &Session, DoctorArguments {}: &DoctorArguments) -> Result<(), Failure> {
-    let findings: Vec<Finding> = session.client.get("/v1/doctor").await?;
+pub(super) async fn doctor(session: &Session, arguments: &DoctorArguments) -> Result<(), Failure> {
+    let findings: Vec<Finding> = if arguments.accept_clock {
+        session.client.send(Method::POST, "/v1/doctor/accept-clock", &serde_json::json!({})).await?
+    } else {
+        session.client.get("/v1/doctor").await?
+    };
     session.output.result(&findings, |findings| findings.iter().map(finding).collect())?;
     let failed = findings.iter().any(|finding| finding.level == Level::Failure);
     if failed { Err(Failure::Result(ExitStatus::Failed)) } else { Ok(()) }
@@ -90,8 +104,8 @@ fn finding(finding: &Finding) -> String {
 
 /// Runs `audit` and `audit verify`.
 pub(super) async fn audit(session: &Session, arguments: &AuditArguments) -> Result<(), Failure> {
-    if let Some(AuditCommand::Verify(VerifyArguments {})) = arguments.command {
-        return verify(session).await;
+    if let Some(AuditCommand::Verify(VerifyArguments { head })) = &arguments.command {
+        return verify(session, head.as_deref()).await;
     }
     let lines: Vec<AuditLine> = session.client.get(&format!("/v1/audit?limit={}", arguments.limit)).await?;
     session.output.result(&lines, |lines| {
@@ -105,8 +119,9 @@ pub(super) async fn audit(session: &Session, arguments: &AuditArguments) -> Resu
     })
 }
 
-async fn verify(session: &Session) -> Result<(), Failure> {
-    let verdict: AuditVerdict = session.client.get("/v1/audit/verify").await?;
+async fn verify(session: &Session, head: Option<&str>) -> Result<(), Failure> {
+    let query = head.map(|head| format!("?head={}", percent_encoded(head))).unwrap_or_default();
+    let verdict: AuditVerdict = session.client.get(&format!("/v1/audit/verify{query}")).await?;
     match &verdict.fault {
         Some(fault) if !session.output.is_json() => {
             let message =
@@ -118,7 +133,12 @@ async fn verify(session: &Session) -> Result<(), Failure> {
             Err(Failure::Result(Code::AuditBroken.exit_status()))
         }
         None => session.output.result(&verdict, |verdict| {
-            format!("{} lines verified; the head is {}\n", verdict.lines, escape(&verdict.head))
+            let AuditVerdict { lines, head, .. } = verdict;
+            format!(
+                "{lines} lines verified; the head is {}\nNote it on another machine: that the newest lines were cut off \
+                 shows only with `peerctl audit verify --head HASH`.\n",
+                escape(head)
+            )
         }),
     }
 }

@@ -32,7 +32,7 @@ pub(super) struct PsArguments {
     /// Those of peers on this machine
     #[arg(long)]
     hosted: bool,
-    /// Print ids alone
+    /// Print ids alone; with --json as a list
     #[arg(short = 'q', long = "ids")]
     ids: bool,
 }
@@ -85,17 +85,18 @@ pub(super) async fn ps(session: &Session, arguments: &PsArguments) -> Result<(),
     if !arguments.all {
         found.deployments.retain(|deployment| deployment.status.state != State::Stopped);
     }
-    session.output.result(&found, |found| {
-        if arguments.ids {
-            let ids = found.deployments.iter().map(|deployment| deployment.status.id.to_string() + "\n");
-            return ids.collect();
-        }
-        let rows: Vec<_> = found.deployments.iter().map(row).collect();
-        table(
-            ["NAME", "ID", if arguments.hosted { "OWNER" } else { "PEER" }, "IMAGE", "STATE", "CREATED", "URL"],
-            &rows,
-        )
-    })?;
+    if arguments.ids {
+        let ids: Vec<String> = found.deployments.iter().map(|deployment| deployment.status.id.to_string()).collect();
+        session.output.result(&ids, |ids| ids.iter().flat_map(|id| [id, "\n"]).collect())?;
+    } else {
+        session.output.result(&found, |found| {
+            let rows: Vec<_> = found.deployments.iter().map(row).collect();
+            table(
+                ["NAME", "ID", if arguments.hosted { "OWNER" } else { "PEER" }, "IMAGE", "STATE", "CREATED", "URL"],
+                &rows,
+            )
+        })?;
+    }
     for one in &found.unreachable {
         output::warn(&format!("{} did not answer: {}", escape(&one.peer), escape(&one.problem.message)));
     }

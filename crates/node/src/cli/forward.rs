@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use peer_proto::code::Code;
+use peer_proto::id::Name;
 use peer_proto::text::escape;
 use peer_proto::unit::Port;
 use serde::Serialize;
@@ -83,15 +84,11 @@ pub(super) async fn run(session: &Session, arguments: &PortForwardArguments) -> 
     session.output.note(&format!("forwards to port {remote} of '{name}' until Ctrl-C"));
     // The id stays the same even if another deployment takes the name.
     let path = format!("{}/forward?port={remote}", path_of(&status.id.to_string()));
-    tokio::select! {
-        failure = serve(session, &listener, &path) => Err(failure),
-        signal = tokio::signal::ctrl_c() => {
-            signal.map_err(|error| Failure::new(Code::Internal, format!("signals cannot be received: {error}")))
-        }
-    }
+    Err(serve(session, &listener, &path, name).await)
 }
 
-async fn serve(session: &Session, listener: &TcpListener, path: &str) -> Failure {
+/// Serves connections until that can bear no fruit any more.
+async fn serve(session: &Session, listener: &TcpListener, path: &str, name: &Name) -> Failure {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     loop {
@@ -108,13 +105,18 @@ async fn serve(session: &Session, listener: &TcpListener, path: &str) -> Failure
                 }
                 Err(error) => return Failure::new(Code::FileFailed, format!("cannot accept connections: {error}")),
             },
-            Some(ended) = connections.join_next() => {
-                if let Ok(Err(failure)) = ended {
-                    output::warn(&escape(&failure.to_string()));
-                }
+            Some(ended) = connections.join_next() => match ended {
+                Ok(Err(Failure::Problem(problem))) if problem.code == Code::NoSuchDeployment => return gone(name),
+                Ok(Err(failure)) => output::warn(&escape(&failure.to_string())),
+                Ok(Ok(())) | Err(_) => {}
             }
         }
     }
+}
+
+/// The peer has said that there is nothing left to forward to.
+fn gone(name: &Name) -> Failure {
+    Failure::new(Code::NoSuchDeployment, format!("'{name}' has been removed; `peerctl ps -a` shows what you have"))
 }
 
 async fn forward(client: &Client, path: &str, mut stream: TcpStream) -> Result<(), Failure> {

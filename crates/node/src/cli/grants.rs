@@ -4,7 +4,7 @@ use clap::{Args, ValueEnum};
 use peer_proto::grant::{DeployGrant, Grants};
 use peer_proto::unit::{ByteSize, Millicores, Span, Timestamp};
 
-use super::moment::rfc3339;
+use super::moment::{now, rfc3339};
 
 /// What can be allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -54,8 +54,38 @@ pub(super) fn parse_life(text: &str) -> Result<Span, String> {
 
 /// Grants in words: `deploy (1 CPU, 1 GiB, 4 containers)` or `nothing`.
 pub(super) fn in_words(grants: &Grants) -> String {
+    describe(grants, now(), "")
+}
+
+/// The same where a grant is being given: `deploy (1 CPU, 1 GiB, 4 containers, without end)`.
+pub(super) fn in_words_with_end(grants: &Grants) -> String {
+    describe(grants, now(), ", without end")
+}
+
+fn describe(grants: &Grants, now: Timestamp, endless: &str) -> String {
     let Some(deploy) = &grants.deploy else { return "nothing".to_owned() };
-    let until = deploy.expires_at.map(|end| format!(", until {}", rfc3339(end))).unwrap_or_default();
+    let end = match deploy.expires_at {
+        Some(end) if deploy.is_live(now) => format!(", until {}", rfc3339(end)),
+        Some(end) => format!(", expired {}", rfc3339(end)),
+        None => endless.to_owned(),
+    };
     let DeployGrant { max_cpu, max_memory, max_containers, .. } = deploy;
-    format!("deploy ({max_cpu} CPU, {max_memory}, {max_containers} containers{until})")
+    format!("deploy ({max_cpu} CPU, {max_memory}, {max_containers} containers{end})")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grants_tell_whether_they_end_and_have_ended() {
+        let arguments = GrantArguments { allow: vec![Permission::Deploy], ..GrantArguments::default() };
+        let endless = arguments.grants(None, Timestamp(0));
+        assert_eq!(describe(&endless, Timestamp(1), ""), "deploy (1 CPU, 1 GiB, 4 containers)");
+        assert!(in_words_with_end(&endless).ends_with(" containers, without end)"));
+        let ending = arguments.grants(Some(Span { seconds: 60 }), Timestamp(0));
+        assert!(describe(&ending, Timestamp(1), "").ends_with(", until 1970-01-01T00:01:00.000Z)"));
+        assert!(describe(&ending, Timestamp(60_000), "").ends_with(", expired 1970-01-01T00:01:00.000Z)"));
+        assert_eq!(in_words_with_end(&Grants::default()), "nothing");
+    }
 }

@@ -48,7 +48,8 @@ pub(super) async fn init(session: &Session, arguments: InitArguments) -> Result<
         format!("{}\n{}\n", fields(&pairs), escape(&reply.recovery_phrase))
     })?;
     session.output.note(
-        "These 24 words can certify a new key for this machine if it is lost. Write them down: they are shown only now.",
+        "Write these 24 words down: they are shown only now. They can certify a new key for this machine if it is lost; \
+         no command uses them yet.",
     );
     Ok(())
 }

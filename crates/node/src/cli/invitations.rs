@@ -9,7 +9,7 @@ use peer_proto::unit::Span;
 
 use super::client::percent_encoded;
 use super::failure::Failure;
-use super::grants::{GrantArguments, in_words, parse_life};
+use super::grants::{GrantArguments, in_words, in_words_with_end, parse_life};
 use super::moment::{now, rfc3339};
 use super::peers::in_full;
 use super::table::table;
@@ -30,12 +30,12 @@ pub(super) struct InviteArguments {
     command: Option<InviteCommand>,
     #[command(flatten)]
     grants: GrantArguments,
+    /// Time until the grant ends, counted from now, such as 24h or 30d [default: never]
+    #[arg(long, requires = "allow", value_name = "SPAN", value_parser = parse_life)]
+    expires: Option<Span>,
     /// Time until the ticket ends, at most 1h
     #[arg(long, value_name = "SPAN", default_value = "1h", value_parser = parse_ticket_life)]
-    expires: Span,
-    /// Time until the grant ends, counted from now, such as 30d [default: never]
-    #[arg(long, requires = "allow", value_name = "SPAN", value_parser = parse_life)]
-    grant_expires: Option<Span>,
+    ticket_expires: Span,
     /// Name to give the one who joins, instead of the one that it suggests
     #[arg(long)]
     name: Option<Name>,
@@ -85,13 +85,13 @@ pub(super) struct JoinArguments {
 fn parse_ticket_life(text: &str) -> Result<Span, String> {
     match parse_life(text)? {
         span if span.seconds <= LIFE_MAX => Ok(span),
-        span => Err(format!("a ticket lives at most 1h, not {span}; the grant's own end is --grant-expires")),
+        span => Err(format!("a ticket lives at most 1h, not {span}; the grant's own end is --expires")),
     }
 }
 
 /// Runs `invite` and its subcommands.
 pub(super) async fn invite(session: &Session, arguments: InviteArguments) -> Result<(), Failure> {
-    let InviteArguments { command, grants, expires, grant_expires, name } = arguments;
+    let InviteArguments { command, grants, expires, ticket_expires, name } = arguments;
     match command {
         Some(InviteCommand::List(ListArguments {})) => list(session).await,
         Some(InviteCommand::Revoke(RevokeArguments { id })) => {
@@ -100,15 +100,15 @@ pub(super) async fn invite(session: &Session, arguments: InviteArguments) -> Res
             session.output.result(&invitation, |invitation| format!("{} is withdrawn\n", escape(&invitation.id)))
         }
         None => {
-            let grants = grants.grants(grant_expires, now());
-            let request = Invite { grants, name, expires_seconds: expires.seconds };
+            let grants = grants.grants(expires, now());
+            let request = Invite { grants, name, expires_seconds: ticket_expires.seconds };
             let invitation: Invitation = session.client.send(Method::POST, "/v1/invitations", &request).await?;
             session.output.result(&invitation, |invitation| {
                 format!("{}\n", escape(invitation.ticket.as_deref().unwrap_or_default()))
             })?;
             session.output.note(&format!(
-                "On the friend's machine, within {expires}: peerctl join TICKET\nWho joins with it is allowed here: {}",
-                in_words(&invitation.grants)
+                "On the friend's machine, within {ticket_expires}: peerctl join TICKET\nWho joins with it is allowed here: {}",
+                in_words_with_end(&invitation.grants)
             ));
             Ok(())
         }
@@ -118,7 +118,7 @@ pub(super) async fn invite(session: &Session, arguments: InviteArguments) -> Res
 async fn list(session: &Session) -> Result<(), Failure> {
     let invitations: Vec<Invitation> = session.client.get("/v1/invitations").await?;
     session.output.result(&invitations, |invitations| {
-        let row = |one: &Invitation| [one.id.clone(), rfc3339(one.expires_at), in_words(&one.grants)];
+        let row = |one: &Invitation| [one.id.clone(), rfc3339(one.expires_at), in_words_with_end(&one.grants)];
         table(["ID", "ENDS", "ALLOWED HERE"], &invitations.iter().map(row).collect::<Vec<_>>())
     })
 }

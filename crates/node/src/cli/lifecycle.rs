@@ -103,8 +103,11 @@ async fn each(session: &Session, deployments: Vec<String>, method: Method, verb:
 }
 
 async fn one(session: &Session, method: Method, path: &str, named: &str) -> Result<(), Failure> {
+    let removes = method == Method::DELETE;
     let lines = session.client.stream(method, path, None::<&()>).await?;
-    let mut follower = Follower::new(session, lines, None, SILENCE_DEADLINE);
+    let follower = Follower::new(session, lines, None, SILENCE_DEADLINE);
+    // Why something failed long ago is no news to whoever removes it.
+    let mut follower = if removes { follower.without_states() } else { follower };
     loop {
         match follower.next().await? {
             Progress::Accepted { .. } | Progress::Changed { .. } => {}

@@ -47,8 +47,8 @@ const LEAVE_DEADLINE: Duration = Duration::from_millis(200);
 
 /// Run containers on your friends' machines, and let them run theirs on yours.
 ///
-/// peerctl speaks to the daemon of this machine, peerd. Names, full ids and unique beginnings of ids are accepted
-/// wherever a peer or a deployment is named.
+/// peerctl speaks to the daemon of this machine, peerd. Wherever a peer or a deployment is named, its name is accepted, its
+/// id, or at least four characters of the id if no other begins so.
 #[derive(Debug, Parser)]
 #[command(name = "peerctl", version, propagate_version = false, max_term_width = REFERENCE_WIDTH)]
 struct Arguments {
@@ -118,6 +118,9 @@ struct Session {
 /// Runs one command line to its end and gives the status to exit with.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
+    if arguments.len() <= 1 {
+        return output::help(&grammar().max_term_width(REFERENCE_WIDTH).render_help().to_string());
+    }
     let parsed = match Arguments::try_parse_from(&arguments) {
         Ok(parsed) => parsed,
         Err(error) => {
@@ -142,12 +145,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
 
 /// Runs a command until it ends or Ctrl-C ends it.
 async fn until_interrupted(command: Command, session: &Session) -> Result<(), Failure> {
-    // Ctrl-C is the ordinary end of a forwarding, which closes its connections itself.
-    let ends_itself = matches!(command, Command::PortForward(_));
     let goes_on = matches!(command, Command::Deploy(_) | Command::Restart(_) | Command::Start(_) | Command::Stop(_));
     tokio::select! {
         outcome = dispatch(command, session) => outcome,
-        signal = tokio::signal::ctrl_c(), if !ends_itself => match signal {
+        signal = tokio::signal::ctrl_c() => match signal {
             Ok(()) => {
                 if goes_on {
                     session.output.note("What the peer has accepted goes on without this command: see `peerctl ps`.");

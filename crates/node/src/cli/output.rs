@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 
+use clap::error::ErrorKind;
 use peer_proto::code::{Code, ExitStatus, Problem};
 use peer_proto::text::escape;
 use serde::Serialize;
@@ -73,13 +74,17 @@ impl Output {
 
     /// Reports a command line that clap refused, or prints the help that it was asked for. Gives the exit status.
     pub(super) fn refused_arguments(self, error: &clap::Error) -> u8 {
-        drop(error.print());
         if !error.use_stderr() {
+            drop(error.print());
             return ExitStatus::Success as u8;
         }
-        let rendered = error.render().to_string();
-        let sentence = rendered.trim_start_matches("error: ").split("\n\n").next().unwrap_or_default();
-        let problem = Problem::new(Code::InvalidArgument, sentence.split_whitespace().collect::<Vec<_>>().join(" "));
+        let problem = Problem::new(Code::InvalidArgument, sentence_of(error));
+        // Here the library's words list the hidden commands too.
+        if error.kind() == ErrorKind::MissingSubcommand {
+            complain(&format!("error: {}", problem.message));
+        } else {
+            drop(error.print());
+        }
         complain(&format!("code: {}", problem.code));
         if self.json
             && let Ok(line) = json_line(&serde_json::json!({ "error": problem }))
@@ -88,6 +93,23 @@ impl Output {
         }
         ExitStatus::Usage as u8
     }
+}
+
+/// What is wrong with a command line, in one line.
+pub(super) fn sentence_of(error: &clap::Error) -> String {
+    use ErrorKind::{DisplayHelpOnMissingArgumentOrSubcommand, MissingSubcommand};
+    if matches!(error.kind(), MissingSubcommand | DisplayHelpOnMissingArgumentOrSubcommand) {
+        return "a command is missing; --help lists the commands".to_owned();
+    }
+    let rendered = error.render().to_string();
+    let sentence = rendered.trim_start_matches("error: ").split("\n\n").next().unwrap_or_default();
+    sentence.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Prints help to whoever named no command. Gives the exit status.
+pub(super) fn help(text: &str) -> u8 {
+    complain(text.trim_end());
+    ExitStatus::Usage as u8
 }
 
 /// Prints text as it is. Whatever of it comes from another machine must be escaped already.

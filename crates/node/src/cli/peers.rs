@@ -2,16 +2,17 @@
 
 use clap::{ArgGroup, Args, Subcommand};
 use hyper::Method;
-use peer_proto::control::{AddPeer, ChangePeer, Peer};
+use peer_proto::control::{AddPeer, ChangePeer, Peer, RemovedPeer, Whoami};
 use peer_proto::grant::Grants;
 use peer_proto::id::Name;
+use peer_proto::text::escape;
 use peer_proto::unit::Span;
 
 use super::client::percent_encoded;
 use super::failure::Failure;
 use super::grants::{GrantArguments, in_words, parse_life};
 use super::moment::{ago, now, rfc3339};
-use super::table::{fields, table};
+use super::table::{fields, remarks, table};
 use super::{Session, argument_or_stdin, parse_reference};
 
 #[derive(Debug, Subcommand)]
@@ -55,9 +56,12 @@ pub(super) struct RemoveArguments {
     /// Name or id
     #[arg(value_parser = parse_reference)]
     peer: String,
-    /// Leave its deployments here running
+    /// Leave its deployments here running; `peerctl peers remove PEERID` ends them later
     #[arg(long)]
     keep_deployments: bool,
+    /// Remove it even if you have deployments there, which are out of reach then
+    #[arg(long)]
+    force: bool,
 }
 
 /// List the peers
@@ -90,7 +94,7 @@ pub(super) struct RenameArguments {
 
 /// Set the addresses at which a peer is dialled
 ///
-/// Example: peerctl peers addresses bob /ip4/192.0.2.7/tcp/4001
+/// Example: peerctl peers addresses bob /ip4/192.0.2.7/tcp/4100
 #[derive(Debug, Args)]
 pub(super) struct AddressesArguments {
     /// Name or id
@@ -150,28 +154,52 @@ async fn add(session: &Session, arguments: AddArguments) -> Result<(), Failure> 
     let card = argument_or_stdin(card, "card").await?;
     let request = AddPeer { card, name, grants: grants.grants(expires, now()) };
     let peer: Peer = session.client.send(Method::POST, "/v1/peers", &request).await?;
-    session.output.result(&peer, in_full)?;
+    // Why there is no connection yet is no news: most often the other side has not added this machine.
+    let shown = Peer { last_error: None, ..peer };
+    session.output.result(&shown, in_full)?;
     session.output.note("Compare the verification code with the other side; it must be the same on both.");
+    if shown.connection.is_none() {
+        let own: Whoami = session.client.get("/v1/identity").await?;
+        session
+            .output
+            .note(&format!("Now run there, if that is not done yet: peerctl peers add {}", escape(&own.card)));
+    }
     Ok(())
 }
 
 async fn remove(session: &Session, arguments: &RemoveArguments) -> Result<(), Failure> {
-    let path = format!("{}?keep_deployments={}", path_of(&arguments.peer), arguments.keep_deployments);
-    let peer: Peer = session.client.delete(&path).await?;
-    session.output.result(&peer, |peer| format!("{} ({}) is trusted no longer\n", peer.name, peer.peer_id))
+    let RemoveArguments { peer, keep_deployments, force } = arguments;
+    let path = format!("{}?keep_deployments={keep_deployments}&force={force}", path_of(peer));
+    let removed: RemovedPeer = session.client.delete(&path).await?;
+    session.output.result(&removed, in_words_removed)
 }
 
 async fn list(session: &Session) -> Result<(), Failure> {
     let peers: Vec<Peer> = session.client.get("/v1/peers").await?;
     session.output.result(&peers, |peers| {
         let row = |peer: &Peer| [peer.name.to_string(), peer.peer_id.clone(), connection(peer), in_words(&peer.grants)];
-        table(["NAME", "PEER ID", "CONNECTION", "ALLOWED HERE"], &peers.iter().map(row).collect::<Vec<_>>())
+        let rows: Vec<_> = peers.iter().map(row).collect();
+        let why = peers.iter().filter_map(|peer| Some((peer.name.as_str(), why_not_connected(peer)?)));
+        table(["NAME", "PEER ID", "CONNECTION", "ALLOWED HERE"], &rows) + &remarks(why)
     })
 }
 
 async fn change(session: &Session, peer: &str, change: &ChangePeer) -> Result<(), Failure> {
     let peer: Peer = session.client.send(Method::PATCH, &path_of(peer), change).await?;
     session.output.result(&peer, in_full)
+}
+
+fn in_words_removed(removed: &RemovedPeer) -> String {
+    let first = match &removed.name {
+        Some(name) => format!("{name} ({}) is trusted no longer\n", removed.peer_id),
+        None => format!("{} was trusted no longer already\n", removed.peer_id),
+    };
+    let line = |what: &str, names: &[Name]| {
+        let names: Vec<_> = names.iter().map(Name::as_str).collect();
+        if names.is_empty() { String::new() } else { format!("{what}: {}\n", names.join(", ")) }
+    };
+    let ended = line("its deployments here are being removed", &removed.ended);
+    first + &ended + &line("yours there are out of reach", &removed.out_of_reach)
 }
 
 fn path_of(peer: &str) -> String {
@@ -184,6 +212,7 @@ pub(super) fn in_full(peer: &Peer) -> String {
         ("name", peer.name.to_string()),
         ("peer id", peer.peer_id.clone()),
         ("connection", connection(peer)),
+        ("why", why_not_connected(peer).unwrap_or_default().to_owned()),
         ("addresses", peer.addresses.join(", ")),
         ("allowed here", in_words(&peer.grants)),
         ("verification code", peer.verification_code.clone()),
@@ -192,12 +221,11 @@ pub(super) fn in_full(peer: &Peer) -> String {
 }
 
 fn connection(peer: &Peer) -> String {
-    match (&peer.connection, &peer.last_error) {
-        (Some(connection), _) => {
-            let trip = connection.round_trip_microseconds.map(|us| format!(", {}.{} ms", us / 1000, us % 1000 / 100));
-            format!("{} for {}{}", connection.address, ago(now(), connection.since), trip.unwrap_or_default())
-        }
-        (None, Some(error)) => format!("none: {error}"),
-        (None, None) => "none".to_owned(),
-    }
+    let Some(connection) = &peer.connection else { return "none".to_owned() };
+    let trip = connection.round_trip_microseconds.map(|us| format!(", {}.{} ms", us / 1000, us % 1000 / 100));
+    format!("{} for {}{}", connection.address, ago(now(), connection.since), trip.unwrap_or_default())
+}
+
+fn why_not_connected(peer: &Peer) -> Option<&str> {
+    peer.last_error.as_deref().filter(|_| peer.connection.is_none())
 }

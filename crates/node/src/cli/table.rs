@@ -12,6 +12,13 @@ pub(super) fn table<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> 
     lines.iter().map(|line| lay_out(line, &widths)).collect()
 }
 
+/// What does not fit into a column: a sentence for each name, in a paragraph below the table. Empty without sentences.
+pub(super) fn remarks<'a>(remarks: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
+    let lines = remarks.into_iter().map(|(name, remark)| format!("{}: {}\n", escape(name), escape(remark)));
+    let text: String = lines.collect();
+    if text.is_empty() { text } else { format!("\n{text}") }
+}
+
 /// Lays out names and values, one pair a line. Values are escaped here; empty ones are left out.
 pub(super) fn fields(pairs: &[(&str, String)]) -> String {
     let pairs: Vec<[String; 2]> = pairs
@@ -48,6 +55,12 @@ web         語-bob  https://a.peer.localhost/
 a\\u{1b}[2J  carol
 ";
         assert_eq!(table(["NAME", "PEER", "URL"], &rows), expected);
+    }
+
+    #[test]
+    fn remarks_stand_below_in_a_paragraph_of_their_own() {
+        assert_eq!(remarks([("bob", "no route\u{1b}")]), "\nbob: no route\\u{1b}\n");
+        assert_eq!(remarks([]), "");
     }
 
     #[test]

@@ -1,25 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "a failing step is a failing test")]
 
+use super::completion::leaves;
 use super::*;
-
-fn each_leaf(command: &clap::Command, path: &str, visit: &mut impl FnMut(&str, &clap::Command)) {
-    let mut inner = command.get_subcommands().filter(|inner| inner.get_name() != "help").peekable();
-    let runs_itself = !command.is_subcommand_required_set();
-    if inner.peek().is_none() || (runs_itself && !path.is_empty()) {
-        visit(path, command);
-    }
-    for one in inner {
-        each_leaf(one, &format!("{path} {}", one.get_name()), visit);
-    }
-}
-
-fn leaves() -> Vec<(String, clap::Command)> {
-    let mut grammar = grammar();
-    grammar.build();
-    let mut leaves = Vec::new();
-    each_leaf(&grammar, "", &mut |path, command| leaves.push((path.trim().to_owned(), command.clone())));
-    leaves
-}
 
 #[test]
 fn grammar_is_sound() {
@@ -69,7 +51,8 @@ fn bad_command_lines_name_the_field() {
         ("peers allow bob --allow deploy --max-cpu 0", "--max-cpu"),
         ("peers allow bob --allow deploy --expires 0", "--expires"),
         ("peers rename bob Bob!", "<NAME>"),
-        ("invite --expires 2h", "--grant-expires"),
+        ("invite --ticket-expires 2h", "the grant's own end is --expires"),
+        ("invite --expires 2h", "--allow"),
         ("logs web --tail -1", "--tail"),
         ("logs web --since yesterday", "--since"),
         ("port-forward web 0", "[LOCAL:]PORT"),
@@ -80,6 +63,14 @@ fn bad_command_lines_name_the_field() {
         let error = Arguments::try_parse_from(format!("peerctl {line}").split(' ')).unwrap_err();
         assert!(error.to_string().contains(field), "{line}: {error}");
         assert_eq!(error.exit_code(), 2, "{line}");
+    }
+}
+
+#[test]
+fn a_missing_command_is_said_without_the_hidden_ones() {
+    for line in ["peerctl --json", "peerctl peers --json"] {
+        let error = Arguments::try_parse_from(line.split(' ')).unwrap_err();
+        assert_eq!(output::sentence_of(&error), "a command is missing; --help lists the commands", "{line}");
     }
 }
 

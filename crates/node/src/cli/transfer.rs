@@ -55,6 +55,7 @@ pub(super) struct Follower<'session> {
     patience: Duration,
     deadline: Instant,
     latest: Option<Box<Deployment>>,
+    tells_states: bool,
 }
 
 /// Why a layer was not uploaded.
@@ -85,7 +86,14 @@ impl<'session> Follower<'session> {
             patience,
             deadline: Instant::now() + patience,
             latest: None,
+            tells_states: true,
         }
+    }
+
+    /// Says nothing of the states on the way.
+    pub(super) fn without_states(mut self) -> Self {
+        self.tells_states = false;
+        self
     }
 
     /// What has travelled so far.
@@ -163,7 +171,10 @@ impl<'session> Follower<'session> {
         let Progress::Changed { deployment } = progress else { return };
         let status = &deployment.status;
         let before = self.latest.as_ref().map(|latest| (latest.status.state, latest.status.problem.clone()));
-        if before != Some((status.state, status.problem.clone())) && !matches!(status.state, State::Running) {
+        if self.tells_states
+            && before != Some((status.state, status.problem.clone()))
+            && !matches!(status.state, State::Running)
+        {
             let problem = status.problem.as_ref().map(|problem| format!(": {}", escape(&problem.message)));
             let text = format!("{} {}{}", status.specification.name, status.state, problem.unwrap_or_default());
             self.bar.suspend(|| self.session.output.note(&text));

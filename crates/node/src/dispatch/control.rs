@@ -171,7 +171,7 @@ async fn decide(
             };
             let recorded = match &body {
                 Request::Deploy(deploy) => room.record(tx, &authorised, deploy)?.map(Some),
-                Request::Push(offer) => room.check_push(offer).map(|()| None),
+                Request::Push(offer) => room.check_push(tx, &authorised, offer)?.map(|()| None),
                 Request::Stop(deployment)
                 | Request::Start(deployment)
                 | Request::Restart(deployment)
@@ -251,8 +251,13 @@ impl Conversation<'_, '_> {
         let owner = self.replies.peer;
         let mut last = None;
         loop {
-            let status = self.room.status(owner, id).await.ok();
-            if let Some(event) = goal.reached(id, status.as_ref()) {
+            let (status, restarting) = match self.room.progress(owner, id).await {
+                Ok((status, restarting)) => (Some(status), restarting),
+                Err(problem) if problem.code == Code::NoSuchDeployment => (None, false),
+                Err(problem) => return self.replies.fail(problem, None).await,
+            };
+            // The end that comes before a new start is not what was asked for.
+            if !restarting && let Some(event) = goal.reached(id, status.as_ref()) {
                 let event = with_lease(&self.room, &self.node.ingress, owner, event, id).await;
                 return self.replies.send(event).await;
             }

@@ -63,7 +63,8 @@ pub fn parse(
     let settings = match read(named.as_deref()) {
         Ok(file) => {
             let file = file.as_ref().map(|(name, content)| (name.as_str(), content.as_str()));
-            resolve(&flags, environment, file)
+            let accept_empty_database = matches.get_flag("accept_empty_database");
+            resolve(&flags, environment, file).map(|settings| Settings { accept_empty_database, ..settings })
         }
         Err(error) => Err(vec![error]),
     };
@@ -104,7 +105,8 @@ fn command() -> Command {
         .styles(Styles::plain())
         .max_term_width(100)
         .subcommand(config)
-        .arg(file_argument());
+        .arg(file_argument())
+        .arg(empty_argument());
     for key in keys::KEYS {
         let action = if key.list { ArgAction::Append } else { ArgAction::Set };
         let help = format!("{} [env: {}]", key.help, key.variable());
@@ -112,6 +114,11 @@ fn command() -> Command {
         command = command.arg(argument.global(true).allow_hyphen_values(true));
     }
     command
+}
+
+fn empty_argument() -> Arg {
+    let help = "Start with the identity though the database is new: with no peers, no deployments and no audit log";
+    Arg::new("accept_empty_database").long("accept-empty-database").action(ArgAction::SetTrue).help(help)
 }
 
 fn file_argument() -> Arg {

@@ -116,6 +116,7 @@ impl<'a> Reader<'a> {
             log: log?,
             log_format: log_format?,
             limits: limits?,
+            accept_empty_database: false,
             explained: Vec::new(),
         })
     }

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use xtask::image::{Image, Layer};
 
-use crate::world::{Machine, Output, Pair, docker_try, eventually, hello, noise, salted};
+use crate::world::{Machine, Output, Pair, docker_try, eventually, hello, noise, salted, shell};
 
 /// Asserts that bob has nothing of anybody's.
 fn assert_nothing_there(bob: &Machine) {
@@ -69,9 +69,10 @@ fn unknown_peers_deployments_and_images_are_named() {
     let missing = try_ctl(&["deploy", "/nonexistent.tar", "--peer", "bob"]);
     assert!(missing.status != 0 && missing.stderr.contains("/nonexistent.tar"), "{missing:?}");
     let text = pair.files.bytes("text.tar", b"this is no archive");
-    assert!(try_ctl(&["deploy", &text, "--peer", "bob"]).refused("invalid_image", 2).contains("text.tar"));
+    let sentence = try_ctl(&["deploy", &text, "--peer", "bob"]).refused("invalid_image", 2);
+    assert!(sentence.contains("text.tar") && sentence.contains("it is not a tar file"), "{sentence}");
     let empty = pair.files.bytes("empty.tar", &[0; 1024]);
-    try_ctl(&["deploy", &empty, "--peer", "bob"]).refused("invalid_image", 2);
+    assert!(try_ctl(&["deploy", &empty, "--peer", "bob"]).refused("invalid_image", 2).contains("it is empty"));
     try_ctl(&["deploy", "Not An Image", "--peer", "bob"]).refused("invalid_argument", 2);
     // Alice has no engine that could know the name.
     let output = try_ctl(&["deploy", "hello:1", "--peer", "bob"]);
@@ -119,6 +120,44 @@ fn v4_hostile_layers_are_refused() {
         assert!(docker_try(&["image", "inspect", &image.id().to_string()]).status != 0, "{name} is in the engine");
     }
     eventually("nothing of it runs", || pair.bob.containers().is_empty().then_some(()));
+}
+
+#[test]
+fn v4_a_layer_that_the_engine_cannot_unpack_leaves_nothing() {
+    let pair = Pair::start();
+    let image = salted("hello").layer(Layer::raw(entry("link", tar::EntryType::Link, "nothing"))).build().unwrap();
+    let archive = pair.files.write(&image);
+    // Each try is the same: it is neither taken for a lost layer, nor kept, nor counted as an image.
+    for name in ["one", "two"] {
+        pair.alice.try_ctl(&["deploy", &archive, "--peer", "bob", "--name", name]).refused("invalid_image", 2);
+        let spool = walk(&pair.bob.data().join("spool"));
+        assert_eq!(spool, Vec::<std::path::PathBuf>::new());
+        assert_eq!(pair.bob.json(&["images"]), serde_json::json!([]));
+    }
+    pair.alice.deploy_to("bob", &pair.files.write(&hello()), "good", &[]);
+}
+
+/// The files under a directory.
+fn walk(path: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(path).unwrap().flatten().map(|entry| entry.path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
+}
+
+#[test]
+fn v5_deployments_at_rest_are_bounded() {
+    let pair = Pair::granted(&["--max-containers", "1"]);
+    let archive = pair.files.write(&shell("exit 0"));
+    let deploy = |name: &str| pair.alice.try_ctl(&["deploy", &archive, "--peer", "bob", "--name", name]);
+    for n in 0..8 {
+        let name = format!("web{n}");
+        deploy(&name).success();
+        pair.alice.wait_for_state(&name, "stopped");
+    }
+    let sentence = deploy("more").refused("over_limit", 4);
+    assert!(sentence.contains("peerctl rm"), "{sentence}");
+    assert!(pair.bob.has_audited("V5"));
+    pair.alice.ctl(&["rm", "web0"]);
+    deploy("more").success();
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Every command as people and scripts meet it: JSON that parses, stable names, logs in order, clean ends.
 
+use std::collections::BTreeSet;
 use std::net::TcpStream;
 
 use rustix::process::Signal;
@@ -23,13 +24,30 @@ fn check_keys(value: &Value) {
     }
 }
 
+/// Commands that other tests here run with `--json`, as [`every_command_answers_people_and_scripts`] does not: they begin
+/// a machine's life, need an image, end a deployment, or go on.
+const ELSEWHERE: [(&str, &str); 6] = [
+    ("init", "identity: init_makes_a_private_key_once_and_force_keeps_a_backup"),
+    ("join", "identity: a_ticket_works_once_and_in_its_time"),
+    ("deploy", "images"),
+    ("push", "images"),
+    ("rm", "main_job"),
+    ("port-forward", "every test that forwards a port"),
+];
+
+/// The command, of those that there are, that these words run.
+fn leaf_of(words: &[&str], leaves: &[String]) -> Option<String> {
+    let begins = |leaf: &&String| leaf.split(' ').eq(words.iter().take(leaf.split(' ').count()).copied());
+    leaves.iter().filter(begins).max_by_key(|leaf| leaf.len()).cloned()
+}
+
 #[test]
 fn every_command_answers_people_and_scripts() {
     let pair = Pair::start();
     pair.hello("web", &["--expose", "8080", "--no-publish", "-e", "GREETING=x"]);
     let ticket = pair.bob.json(&["invite"])["id"].as_str().unwrap().to_owned();
     let (alice, bob) = (&pair.alice, &pair.bob);
-    let commands: [(&Machine, &[&str]); 26] = [
+    let commands: [(&Machine, &[&str]); 27] = [
         (alice, &["whoami"]),
         (alice, &["peers", "list"]),
         (alice, &["peers", "show", "bob"]),
@@ -43,6 +61,7 @@ fn every_command_answers_people_and_scripts() {
         (alice, &["status", "web"]),
         (alice, &["inspect", "web"]),
         (alice, &["stats", "web", "--no-stream"]),
+        (alice, &["logs", "web"]),
         (alice, &["events"]),
         (bob, &["events"]),
         (alice, &["doctor"]),
@@ -62,13 +81,38 @@ fn every_command_answers_people_and_scripts() {
         if !revokes {
             let people = machine.ctl(command);
             assert!(!people.stdout.contains('\u{1b}') && !people.stderr.contains('\u{1b}'), "{command:?}: {people:?}");
-            assert!(!people.stdout.is_empty() || command.contains(&"list"), "{command:?} prints nothing");
+            let may_be_empty = command.contains(&"list") || command[0] == "logs";
+            assert!(!people.stdout.is_empty() || may_be_empty, "{command:?} prints nothing");
         }
-        let output = machine.ctl(&[command, &["--json"]].concat());
-        let lines = output.lines();
-        assert_eq!(output.stdout.lines().count() == 1, command != ["events"] || lines.len() == 1, "{command:?}");
+        let lines = machine.ctl(&[command, &["--json"]].concat()).lines();
+        let streams = ["events", "logs"].contains(&command[0]);
+        assert!(streams || lines.len() == 1, "{command:?}");
         lines.iter().for_each(check_keys);
     }
+    let gateway = peer_proto::identity::Identity::generate().peer_id().to_string();
+    let gateway_address = format!("/ip4/127.0.0.1/tcp/9/p2p/{gateway}");
+    let card = alice.json(&["whoami"])["card"].as_str().unwrap().to_owned();
+    let changes: [(&Machine, &[&str]); 9] = [
+        (alice, &["stop", "web"]),
+        (alice, &["start", "web"]),
+        (alice, &["restart", "web"]),
+        (bob, &["gateway", "add", &gateway_address]),
+        (bob, &["gateway", "remove", &gateway]),
+        (bob, &["peers", "allow", "alice", "--nothing"]),
+        (bob, &["peers", "addresses", "alice", "/ip4/127.0.0.1/tcp/9"]),
+        (bob, &["peers", "remove", "alice"]),
+        (bob, &["peers", "add", &card]),
+    ];
+    for (machine, command) in changes {
+        check_keys(&machine.json(command));
+    }
+    let reference = bob.json(&["markdown"]);
+    let leaves: Vec<String> = serde_json::from_value(reference["commands"].clone()).unwrap();
+    let run = commands.iter().chain(&changes).filter_map(|(_, command)| leaf_of(command, &leaves));
+    // The ticket above came from it.
+    let run: BTreeSet<String> =
+        run.chain(ELSEWHERE.map(|(leaf, _)| leaf.to_owned())).chain(["invite".to_owned()]).collect();
+    assert_eq!(run, leaves.into_iter().collect(), "a command is not run with --json by any test, or is no more");
     assert!(bob.ctl(&["--quiet", "invite"]).stderr.is_empty());
 }
 
@@ -159,7 +203,31 @@ fn a_port_is_forwarded_on_the_loopback_interface_only() {
     drop(many);
     forward.running.signal(Signal::INT);
     eventually("the port is closed", || TcpStream::connect(&forward.address).is_err().then_some(()));
-    assert_eq!(forward.running.end().status, 0);
+    assert_eq!(forward.running.end().status, 130);
+    let forward = pair.alice.forward("web", 8080);
+    pair.alice.ctl(&["rm", "--force", "web"]);
+    drop(forward.connect());
+    let ended = forward.running.end();
+    assert!(ended.status == 3 && ended.stderr.contains("'web' has been removed"), "{ended:?}");
+}
+
+#[test]
+fn a_failure_of_old_is_no_news_to_whoever_removes() {
+    let pair = Pair::start();
+    let archive = pair.files.write(&shell("exit 3"));
+    // Whether it is seen running before it ends is chance.
+    pair.alice.try_ctl(&["deploy", &archive, "--peer", "bob", "--name", "brief"]);
+    pair.alice.wait_for_state("brief", "failed");
+    let removed = pair.alice.ctl(&["rm", "brief"]);
+    assert_eq!((removed.stdout.as_str(), removed.stderr.as_str()), ("brief is removed\n", ""));
+}
+
+#[test]
+fn no_command_at_all_gets_help() {
+    let machine = Machine::prepared("alice", &["--engine", "none"]);
+    let help = machine.try_ctl(&[]);
+    assert!(help.status == 2 && help.stderr.contains("Usage: peerctl") && help.stdout.is_empty(), "{help:?}");
+    assert!(!help.stderr.contains("markdown"), "{help:?}");
 }
 
 #[test]

@@ -60,7 +60,7 @@ fn a_ticket_works_once_and_in_its_time() {
     assert!(bob.json(&["invite", "list"]).to_string().contains(&id));
     bob.ctl(&["invite", "revoke", &id]);
     carol.try_ctl(&["join", &revoked]).refused("invalid_ticket", 4);
-    let (expired, _) = invite(&["--expires", "1s"]);
+    let (expired, _) = invite(&["--ticket-expires", "1s"]);
     std::thread::sleep(std::time::Duration::from_millis(1200));
     carol.try_ctl(&["join", &expired]).refused("invalid_ticket", 4);
     for garbage in

@@ -216,3 +216,130 @@ fn an_image_is_pulled_by_its_digest() {
     let output = pair.alice.try_ctl(&[&["deploy", &absent], &flags[..]].concat());
     assert_eq!(output.code(), "no_such_image", "{output:?}");
 }
+
+#[test]
+fn the_same_image_is_deployed_twice_at_once() {
+    let pair = Pair::start();
+    let image = salted("hello").layer(Layer::new().file("/large", &noise(48 << 20), 0o644));
+    let archive = pair.files.write(&image.layer(Layer::new().file("/more", &noise(8 << 20), 0o644)).build().unwrap());
+    let begin = |name| pair.alice.begin(&["deploy", &archive, "--peer", "bob", "--name", name, "--cpu", "0.1"]);
+    for running in ["one", "two", "three"].map(begin) {
+        running.end().success();
+    }
+    for name in ["one", "two", "three"] {
+        assert_eq!(pair.alice.state(name), "running");
+    }
+    eventually("nothing is left on the way", || (spooled(&pair.bob.data().join("spool")) == 0).then_some(()));
+}
+
+#[test]
+fn v4_what_the_configuration_shows_is_refused_before_the_upload() {
+    let pair = Pair::start();
+    let mut foreign = hello();
+    foreign.config = String::from_utf8(foreign.config).unwrap().replace("\"linux\"", "\"windows\"").into_bytes();
+    let programless = salted("hello").command::<&str>(&[]).build().unwrap();
+    for (name, image, code, word) in [
+        ("system", foreign, "invalid_image", "windows"),
+        ("volume", salted("hello").volume("/proc/x").build().unwrap(), "invalid_image", "/proc/x"),
+        ("directory", salted("hello").working_directory("a/b").build().unwrap(), "invalid_image", "a/b"),
+        ("program", programless.clone(), "invalid_argument", "entrypoint"),
+    ] {
+        let archive = pair.files.write(&image);
+        let output = pair.alice.try_ctl(&["deploy", &archive, "--peer", "bob", "--name", name]);
+        assert!(output.refused(code, 2).contains(word), "{name}");
+        if code == "invalid_image" {
+            pair.alice.try_ctl(&["push", &archive, "--peer", "bob"]).refused(code, 2);
+        }
+    }
+    assert!(pair.bob.has_audited("V4"));
+    assert_eq!(spooled(&pair.bob.data().join("spool")), 0, "bob took a part of an image");
+    assert_eq!(pair.bob.json(&["ps", "--hosted", "--all"])["deployments"], serde_json::json!([]));
+    // What it is to run may come with the deployment.
+    let archive = pair.files.write(&programless);
+    let deployed = pair.alice.json(&["deploy", &archive, "--peer", "bob", "--name", "program", "--", "/hello"]);
+    assert_eq!(deployed["state"], "running");
+}
+
+#[test]
+fn v5_images_of_one_owner_are_bounded() {
+    let alice = Machine::without_engine("alice");
+    let bob = Machine::with("bob", &["--image-size-max", "16m"]);
+    alice.join(&bob, &["--max-cpu", "2", "--max-memory", "2g", "--max-containers", "8"]);
+    let pair = Pair { alice, bob, files: crate::world::Files::new() };
+    let large = || {
+        let rest = (15 << 20) - usize::try_from(size(&hello())).unwrap();
+        pair.files.write(&salted("hello").layer(Layer::new().file("/large", &noise(rest), 0o644)).build().unwrap())
+    };
+    let archives = [0, 1, 2, 3].map(|_| large());
+    for (n, archive) in archives.iter().enumerate() {
+        deploy(&pair, archive, &format!("web{n}"));
+    }
+    let hostile = salted("hello").layer(Layer::raw(noise(4096))).build().unwrap();
+    let archive = pair.files.write(&hostile);
+    pair.alice.try_ctl(&["deploy", &archive, "--peer", "bob", "--name", "more"]).refused("invalid_image", 2);
+    let before = spooled(&pair.bob.data().join("spool"));
+    let more = large();
+    let sentence = pair.alice.try_ctl(&["push", &more, "--peer", "bob"]).refused("over_limit", 4);
+    assert!(sentence.contains("peerctl rm"), "{sentence}");
+    pair.alice.try_ctl(&["deploy", &more, "--peer", "bob", "--name", "more"]).refused("over_limit", 4);
+    assert!(pair.bob.has_audited("V5"));
+    assert_eq!(spooled(&pair.bob.data().join("spool")), before);
+    let hosted = pair.bob.json(&["ps", "--hosted", "--all"]).to_string();
+    assert!(hosted.contains("\"more\""), "what a refused request would have replaced stays: {hosted}");
+    // What is here already costs nothing more.
+    pair.alice.ctl(&["push", &archives[0], "--peer", "bob"]);
+}
+
+/// The machine's daemon starts anew, and every image has been unused for long; this one is looked at first.
+fn forget_use(bob: &mut Machine, first: &Image) {
+    bob.stop().success();
+    let forget = "UPDATE image SET last_used_at = (lower(hex(digest)) = ?1)";
+    bob.database().execute(forget, [first.id().hex()]).unwrap();
+    bob.up();
+}
+
+#[test]
+fn an_image_that_the_machines_owner_fetched_to_keep_is_not_cleaned() {
+    let mut pair = Pair::start();
+    let (kept, other) = (hello(), hello());
+    let (ours, theirs) = (Registry::serve(&kept), Registry::serve(&kept));
+    let flags = ["--peer", "bob", "--name", "web", "--pull", "--cpu", "0.1"];
+    pair.alice.ctl(&[&["deploy", &ours.reference], &flags[..]].concat());
+    docker(&["pull", "--quiet", &theirs.reference]);
+    deploy(&pair, &pair.files.write(&other), "other");
+    pair.alice.ctl(&["rm", "--force", "web", "other"]);
+    forget_use(&mut pair.bob, &kept);
+    let there = |image: &Image| docker_try(&["image", "inspect", &image.id().to_string()]).status == 0;
+    eventually("the other image is gone", || (!there(&other)).then_some(()));
+    assert!(there(&kept));
+    // Once it is nobody's but ours, it goes.
+    docker(&["rmi", &theirs.reference]);
+    forget_use(&mut pair.bob, &kept);
+    eventually("the image is gone", || (!there(&kept)).then_some(()));
+}
+
+#[test]
+fn a_pull_that_a_crash_cut_short_is_counted() {
+    let mut pair = Pair::start();
+    let (image, before) = (hello(), hello());
+    let (registry, earlier) = (Registry::serve(&image), Registry::serve(&before));
+    pair.bob.kill();
+    for reference in [&registry.reference, &earlier.reference] {
+        docker(&["pull", "--quiet", reference]);
+    }
+    let alice: peer_proto::PeerId = pair.alice.peer_id.parse().unwrap();
+    let present = before.id().hex();
+    for reference in [&registry.reference, &earlier.reference] {
+        let insert = format!("INSERT INTO image_pull VALUES (?1, ?2, x'{present}')");
+        pair.bob.database().execute(&insert, (alice.to_bytes(), reference)).unwrap();
+    }
+    pair.bob.up();
+    let listed = || pair.bob.json(&["images"]).to_string();
+    eventually("the image is listed", || listed().contains(&image.id().to_string()).then_some(()));
+    eventually("both pulls are settled", || {
+        let count = pair.bob.database().query_row("SELECT count(*) FROM image_pull", [], |row| row.get::<_, u32>(0));
+        (count.unwrap() == 0).then_some(())
+    });
+    assert!(!listed().contains(&before.id().to_string()), "what was there before is its owner's");
+    docker(&["rmi", &earlier.reference]);
+}

@@ -4,7 +4,7 @@ use std::net::{TcpListener, UdpSocket};
 
 use serde_json::{Value, json};
 
-use crate::world::{Pair, Trio, docker, eventually, probe, salted};
+use crate::world::{Pair, Trio, docker, eventually, probe, salted, shell};
 
 /// Facts that may be read inside, and what concerns nothing but the guest's own processes.
 const HARMLESS: [&str; 8] =
@@ -238,6 +238,16 @@ fn v5_a_flood_of_log_lines_ends_the_flooder_alone() {
     assert_eq!(status["problem"]["code"], "log_flood", "{status}");
     assert_eq!(pair.alice.forward("web", 8080).get("/").status, 200);
     assert_eq!(pair.alice.ctl(&["logs", "flood", "--tail", "5"]).stdout.lines().count(), 5);
+}
+
+#[test]
+fn v5_a_flood_in_short_runs_is_found_too() {
+    let pair = Pair::start();
+    let archive = pair.files.write(&shell("seq 1 100000000 & sleep 3; exit 1"));
+    let flags = ["--peer", "bob", "--name", "flood", "--restart", "always", "--cpu", "0.3", "--detach"];
+    pair.alice.ctl(&[&["deploy", &archive], &flags[..]].concat());
+    let status = pair.alice.wait_for_state("flood", "failed");
+    assert_eq!(status["problem"]["code"], "log_flood", "{status}");
 }
 
 macro_rules! calls {

@@ -31,6 +31,80 @@ fn a_container_that_crashes_is_not_running() {
 }
 
 #[test]
+fn a_program_that_cannot_begin_is_told_at_once() {
+    let pair = Pair::start();
+    let archive = pair.files.write(&shell("exit 0"));
+    for (program, why) in [("/no/such", "was not found"), ("/etc", "cannot be executed")] {
+        let flags = ["--peer", "bob", "--name", "wrong", "--restart", "always", "--", program];
+        let sentence = pair.alice.try_ctl(&[&["deploy", &archive], &flags[..]].concat()).refused("container_exited", 1);
+        assert!(sentence.contains(why), "{program}: {sentence}");
+        assert_eq!(pair.alice.state("wrong"), "failed");
+    }
+}
+
+#[test]
+fn g4_without_a_grant_nothing_is_started_again() {
+    let pair = Pair::start();
+    let archive = pair.files.write(&shell("sleep 2"));
+    let flags = ["--peer", "bob", "--name", "web", "--restart", "always", "--cpu", "0.1"];
+    pair.alice.ctl(&[&["deploy", &archive], &flags[..]].concat());
+    pair.bob.ctl(&["peers", "allow", "alice", "--nothing"]);
+    assert_eq!(pair.alice.wait_for_state("web", "failed")["problem"]["code"], "not_granted");
+    assert!(pair.bob.containers_with(&[]).is_empty());
+}
+
+/// Changes a limit of bob's only container behind the daemon's back.
+fn tamper(pair: &Pair) {
+    let container = pair.bob.containers().pop().expect("there is a container");
+    docker(&["update", "--cpu-shares", "512", &container]);
+}
+
+#[test]
+fn i2_a_container_that_was_tampered_with_is_destroyed_and_audited() {
+    let mut pair = Pair::start();
+    pair.hello("web", &["--expose", "8080", "--no-publish"]);
+    pair.bob.kill();
+    tamper(&pair);
+    pair.bob.up();
+    let status = eventually("it is judged", || {
+        let status = pair.alice.try_ctl(&["status", "web", "--json"]).json();
+        (status["state"] == "failed").then_some(status)
+    });
+    assert_eq!(status["problem"]["code"], "isolation_violated", "{status}");
+    assert!(pair.bob.containers().is_empty() && pair.bob.has_audited("I2"));
+    // One that does not run is replaced, and that too is in the log.
+    pair.alice.ctl(&["start", "web"]);
+    pair.alice.ctl(&["stop", "web"]);
+    let lines = pair.bob.audit().len();
+    tamper(&pair);
+    pair.alice.ctl(&["start", "web"]);
+    assert!(pair.bob.audit()[lines..].iter().any(|line| line.to_string().contains("CpuShares")));
+    assert_eq!(pair.alice.forward("web", 8080).get("/").status, 200);
+}
+
+#[test]
+fn a_container_that_an_older_version_made_runs_on() {
+    let mut pair = Pair::start();
+    pair.hello("web", &["--expose", "8080", "--no-publish"]);
+    let before = identity(&pair);
+    pair.bob.kill();
+    // As if the profile of then had had another weight.
+    tamper(&pair);
+    let told = "UPDATE container SET told = json_set(told, '$.HostConfig.CpuShares', 512)";
+    assert_eq!(pair.bob.database().execute(told, []).unwrap(), 1);
+    pair.bob.up();
+    eventually("it is served again", || {
+        (pair.alice.try_ctl(&["status", "web", "--json"]).json()["state"] == "running").then_some(())
+    });
+    assert_eq!(pair.alice.forward("web", 8080).get("/").status, 200);
+    assert_eq!(identity(&pair), before);
+    // Its next start is in today's profile.
+    pair.alice.ctl(&["restart", "web"]);
+    assert_ne!(identity(&pair)[0], before[0]);
+    assert!(!pair.bob.has_audited("I2"));
+}
+
+#[test]
 fn restart_policies_are_kept() {
     let pair = Pair::start();
     let archive = pair.files.write(&shell("sleep 0.2; exit 1"));

@@ -71,6 +71,22 @@ fn v3_a_removed_deployment_does_not_come_back_by_a_copy() {
 }
 
 #[test]
+fn a_deployment_that_was_stopped_before_it_ran_gives_up_its_name() {
+    let (pair, wire) = forger();
+    let request = wire.seal(&pair.bob, deploy("web", &hello()), 0);
+    let mut first = wire.begin(&pair.bob, &request.bytes);
+    let Some(Event::Accepted(id)) = first.next() else { panic!("it was not accepted") };
+    let again = wire.seal(&pair.bob, deploy("web", &hello()), 0);
+    assert_eq!(wire.outcome(&pair.bob, &again.bytes), Some(Code::NameTaken), "its image is still awaited");
+    let stop = wire.seal(&pair.bob, Request::Stop(id), 0);
+    assert!(matches!(wire.send(&pair.bob, &stop.bytes).last(), Some(Event::Done(_))));
+    let again = wire.seal(&pair.bob, deploy("web", &hello()), 0);
+    let Some(Event::Accepted(other)) = wire.begin(&pair.bob, &again.bytes).next() else { panic!("the name is taken") };
+    assert_ne!(id, other);
+    assert_eq!(names(&wire, &pair.bob), ["web"]);
+}
+
+#[test]
 fn v3_racing_copies_run_once() {
     let (pair, wire) = forger();
     for round in 0..3 {

@@ -73,13 +73,44 @@ fn v1_removal_closes_connections_and_refuses_at_once() {
 
 #[test]
 fn removal_may_keep_the_deployments() {
-    let pair = Pair::start();
+    let mut pair = Pair::start();
     pair.hello("web", &[]);
     let running = pair.bob.containers_with(&[]);
     assert_eq!(running.len(), 1);
     pair.bob.ctl(&["peers", "remove", "alice", "--keep-deployments"]);
     assert_eq!(pair.bob.containers_with(&[]), running);
     assert_eq!(pair.bob.json(&["ps", "--hosted"])["deployments"][0]["state"], "running");
+    // They are kept over a restart, and the host can still end them.
+    pair.bob.stop().success();
+    pair.bob.up();
+    assert_eq!(pair.bob.containers_with(&[]), running);
+    pair.bob.try_ctl(&["peers", "remove", "12D3KooWNobody"]).refused("unknown_peer", 3);
+    let removed = pair.bob.json(&["peers", "remove", &pair.alice.peer_id]);
+    assert_eq!((&removed["name"], &removed["ended"][0]), (&serde_json::Value::Null, &"web".into()));
+    eventually("they are gone", || pair.bob.containers().is_empty().then_some(()));
+}
+
+#[test]
+fn v1_deployments_of_an_owner_who_is_no_peer_end_at_the_next_start() {
+    let mut pair = Pair::start();
+    pair.hello("web", &[]);
+    pair.bob.ctl(&["peers", "remove", "alice", "--keep-deployments"]);
+    pair.bob.stop().success();
+    // As if the daemon had been killed between the end of trust and the end of the deployments.
+    pair.bob.database().execute("DELETE FROM kept_owner", []).unwrap();
+    pair.bob.up();
+    eventually("they are gone", || pair.bob.containers().is_empty().then_some(()));
+    assert!(pair.bob.audit().iter().any(|line| line["action"] == "deployments ended"));
+}
+
+#[test]
+fn a_provider_of_ones_own_deployments_is_removed_on_purpose_only() {
+    let pair = Pair::start();
+    pair.hello("web", &[]);
+    let sentence = pair.alice.try_ctl(&["peers", "remove", "bob"]).refused("deployments_there", 4);
+    assert!(sentence.contains("web") && sentence.contains("--force"), "{sentence}");
+    assert_eq!(pair.alice.json(&["peers", "list"]).as_array().unwrap().len(), 1);
+    assert_eq!(pair.alice.json(&["peers", "remove", "bob", "--force"])["out_of_reach"][0], "web");
 }
 
 #[test]

@@ -89,6 +89,7 @@ impl DockerEngine {
         progress: &mut (dyn FnMut(PullProgress) + Send),
     ) -> Result<Digest, EngineError> {
         let name = reference.to_string();
+        let before = self.list_chains().await?;
         let options = CreateImageOptionsBuilder::default().from_image(&name).build();
         let mut answers = self.client()?.create_image(Some(options), None, None);
         let absent = || EngineError::NoSuchImage { image: quote(&name) };
@@ -121,7 +122,9 @@ impl DockerEngine {
         timeout(PULL, fetch).await.map_err(|_| EngineError::TimedOut { operation: "pull image" })??;
         let facts = self.image_facts(&name).await?.ok_or_else(absent)?;
         if facts.size > size_max {
-            self.delete_image(facts.digest).await?;
+            if !before.iter().any(|known| known.digest == facts.digest) {
+                self.delete_image(facts.digest).await?;
+            }
             return Err(EngineError::ImageTooLarge { size_max });
         }
         Ok(facts.digest)
@@ -191,14 +194,21 @@ fn facts_of(report: ImageInspect) -> Result<ImageFacts, EngineError> {
         exposed_ports: config.exposed_ports.unwrap_or_default(),
         entrypoint: config.entrypoint.unwrap_or_default(),
         command: config.cmd.unwrap_or_default(),
+        working_directory: config.working_dir.unwrap_or_default(),
         names: report.repo_tags.unwrap_or_default(),
+        references: report.repo_digests.unwrap_or_default(),
     })
 }
 
 /// Why a load failed, from the engine's words: it gives no codes.
 fn load_failure(message: String) -> EngineError {
     let says = |words: &[&str]| words.iter().any(|word| message.contains(word));
-    if says(&["no such file or directory", "not found", "does not exist"]) {
+    if says(&["signal: ", "cannot allocate memory", "too many open files", "input/output error", "read-only file"]) {
+        EngineError::Failed { message }
+    } else if says(&["rocessing tar file", "ApplyLayer"]) {
+        // The layer is here, and what it holds cannot be unpacked: the file that is not there is one of the image's.
+        EngineError::InvalidImage { message }
+    } else if says(&["no such file or directory", "not found", "does not exist"]) {
         EngineError::MissingLayer { message }
     } else if says(&["invalid diffID", "invalid", "archive/tar", "unexpected EOF", "mismatch"]) {
         EngineError::InvalidImage { message }
@@ -234,6 +244,17 @@ mod tests {
         for name in ["hello:1", "registry.example:5000/a/b@sha256:00", "sha256:00"] {
             assert!(check_name(name).is_ok(), "{name}");
         }
+    }
+
+    #[test]
+    fn v4_a_layer_that_cannot_be_unpacked_is_not_a_missing_one() {
+        let failure = |message: &str| load_failure(message.to_owned());
+        let link = "Error processing tar file(exit status 1): link /nothing /a: no such file or directory";
+        assert!(matches!(failure(link), EngineError::InvalidImage { .. }));
+        let absent = "open /var/lib/docker/tmp/docker-import-1/0a.tar: no such file or directory";
+        assert!(matches!(failure(absent), EngineError::MissingLayer { .. }));
+        let killed = "Error processing tar file(signal: killed): ";
+        assert!(matches!(failure(killed), EngineError::Failed { .. }));
     }
 
     #[test]

@@ -65,6 +65,9 @@ impl Source {
                 TarError::Read(source) => failure(source),
                 TarError::Refused(reason) => ArchiveError::NotAnImage { path: path.into(), reason },
             })?;
+            if members.is_empty() {
+                return Err(ArchiveError::NotAnImage { path: path.into(), reason: "it is empty".to_owned() });
+            }
             Contents::Tar { file, members }
         };
         Ok(Self { path: path.into(), contents })

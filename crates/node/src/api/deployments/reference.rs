@@ -48,7 +48,10 @@ fn choose(known: &[Remembered], text: &str, peer: Option<PeerId>) -> Result<(Pee
         ([one], _) | ([], [one]) => Ok((one.peer, one.status.id)),
         ([], []) => Err(Problem::new(
             Code::NoSuchDeployment,
-            format!("no deployment of yours is called '{shown}'; `peerctl ps -a` shows those that you have"),
+            format!(
+                "no deployment of yours is called '{shown}', or has an id that begins so (at least four characters of it); \
+                 `peerctl ps -a` shows those that you have"
+            ),
         )),
         _ => Err(Problem::new(
             Code::Ambiguous,
@@ -110,6 +113,8 @@ mod tests {
         assert_eq!(code("cdcd", None), Ok((bob, DeploymentId([0xcd; 16]))));
         assert_eq!(code("abab", None), Ok((bob, DeploymentId([0xcd; 16]))), "a name goes before an id");
         assert_eq!(code("cdc", None), Err(Code::NoSuchDeployment), "too short");
+        let sentence = choose(&known, "cdc", None).unwrap_err().message;
+        assert!(sentence.contains("at least four characters"), "{sentence}");
         assert_eq!(code("none", None), Err(Code::NoSuchDeployment));
     }
 }
