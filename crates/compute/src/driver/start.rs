@@ -152,7 +152,7 @@ pub(super) async fn check<E: Engine>(
 }
 
 /// How long a container's first process is given to begin its program.
-const BEGIN: Duration = Duration::from_millis(500);
+const BEGIN: Duration = Duration::from_secs(2);
 
 /// Waits until the program itself has begun, which takes some milliseconds after the engine's word, or cannot.
 ///
@@ -182,7 +182,9 @@ fn has_begun(init: u32) -> Option<bool> {
     let own = program(&init.to_string())?;
     let children = std::fs::read_to_string(format!("/proc/{init}/task/{init}/children")).ok()?;
     let Some(child) = children.split_whitespace().next() else { return Some(false) };
-    Some(program(child).is_some_and(|program| program != own))
+    let differs = program(child).is_some_and(|program| program != own);
+    // The first process may have become init between the two looks, which says nothing of its child.
+    Some(differs && program(&init.to_string())? == own)
 }
 
 /// Exit codes by which init, like a shell, says that a program could not be begun.
