@@ -1,4 +1,4 @@
-//! Images for the runs: the example web program, with layers of random bytes below it.
+//! Images for the runs: the example web program, with layers of random bytes above it.
 
 use std::fs;
 
@@ -20,15 +20,15 @@ pub(crate) struct Archive {
     pub(crate) id: String,
 }
 
-/// The example program above a layer of random bytes for each size (bytes), drawn from its own seed.
+/// The example program below a layer of random bytes for each size (bytes), drawn from its own seed.
 pub(crate) fn archive(name: &str, layers: &[(u64, usize)]) -> Result<Archive, Failure> {
     let program = fs::read(examples::path("hello")?)?;
-    let mut builder = Builder::new(name);
+    let mut builder = Builder::new(name).binary("/hello", &program);
     for (index, (seed, size)) in layers.iter().enumerate() {
         let data = Chance::new(*seed).bytes(*size);
         builder = builder.layer(Layer::new().file(&format!("/data/{index}"), &data, 0o644));
     }
-    let image = builder.binary("/hello", &program).command(&["/hello"]).expose(PORT).build()?;
+    let image = builder.command(&["/hello"]).expose(PORT).build()?;
     let layers = image.layers.iter().map(|(_, tar)| tar.len()).collect();
     Ok(Archive { bytes: image.docker_archive()?, layers, id: image.id().to_string() })
 }

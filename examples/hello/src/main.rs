@@ -9,7 +9,7 @@ use std::{
     io::{self, BufReader, Error, ErrorKind, Read, Write},
     net::{Ipv4Addr, TcpListener, TcpStream},
     process::ExitCode,
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    sync::{Arc, Condvar, LazyLock, Mutex, PoisonError},
     thread,
     time::Duration,
 };
@@ -128,7 +128,9 @@ fn serve_request(head: &Head, body: &mut Body<'_, BufReader<&TcpStream>>, output
     } else {
         404
     };
-    log(&format!("{} {} {status}", head.method, head.path));
+    if logs_requests() {
+        log(&format!("{} {} {status}", head.method, head.path));
+    }
     let wants_body = head.method != "HEAD";
     let answer = |status, reason, text: &str| answer_head_or_whole(output, status, reason, text, wants_body);
     match (route, argument.parse::<u64>()) {
@@ -269,6 +271,12 @@ fn flood() -> ! {
 #[expect(clippy::exit, reason = "ending with a chosen code is what this page is for")]
 fn leave(code: u64) -> ! {
     std::process::exit(i32::try_from(code).unwrap_or(1))
+}
+
+/// Whether each request is a line of the log; `ACCESS_LOG=no` leaves that out.
+fn logs_requests() -> bool {
+    static LOGS: LazyLock<bool> = LazyLock::new(|| std::env::var_os("ACCESS_LOG").is_none_or(|value| value != "no"));
+    *LOGS
 }
 
 /// One line on standard output; a reader that is gone is no reason to stop serving.
