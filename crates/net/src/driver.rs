@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::connection::{Direction, EndedBy, Life};
 use crate::counters::count;
 use crate::dialling::{Dialer, Lookup, back_off, innermost};
-use crate::gate::{Policy, TooManyHandshakes};
+use crate::gate::{Policy, TooManyFromAddress, TooManyHandshakes};
 use crate::network::{NetworkEvent, OpenError, RefusalReason, Shared, StartError};
 use crate::swarm::{Behaviour, BehaviourEvent};
 
@@ -315,7 +315,7 @@ impl Driver {
 fn refusal_reason(cause: &ConnectionDenied) -> RefusalReason {
     if cause.downcast_ref::<TooManyHandshakes>().is_some() {
         RefusalReason::TooManyHandshakes
-    } else if cause.downcast_ref::<Exceeded>().is_some() {
+    } else if cause.downcast_ref::<TooManyFromAddress>().is_some() || cause.downcast_ref::<Exceeded>().is_some() {
         RefusalReason::TooManyConnections
     } else {
         RefusalReason::NotAdmitted

@@ -1,5 +1,5 @@
 //! Who may connect. Two small behaviours that stand before all others, so that a refusal costs nothing further in:
-//! [`HandshakeGate`] bounds handshakes in progress by address, [`PolicyGate`] admits PeerIds.
+//! [`HandshakeGate`] bounds handshakes and connections by address, [`PolicyGate`] admits PeerIds.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -64,49 +64,87 @@ pub(crate) struct NotAdmitted;
 #[error("too many handshakes in progress")]
 pub(crate) struct TooManyHandshakes;
 
-/// Counts inbound handshakes in progress, in total and by address.
-#[derive(Debug)]
-pub(crate) struct HandshakeGate {
-    shared: Arc<Shared>,
-    pending: HashMap<ConnectionId, IpAddr>,
+/// Too many connections from one address are established.
+#[derive(Debug, thiserror::Error)]
+#[error("too many connections from one address")]
+pub(crate) struct TooManyFromAddress;
+
+/// Inbound connections by where they come from.
+#[derive(Debug, Default)]
+struct Tally {
+    connections: HashMap<ConnectionId, IpAddr>,
     per_address: HashMap<IpAddr, usize>,
 }
 
-impl HandshakeGate {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, pending: HashMap::new(), per_address: HashMap::new() }
+impl Tally {
+    fn from(&self, address: &IpAddr) -> usize {
+        self.per_address.get(address).copied().unwrap_or(0)
     }
 
-    fn begin(&mut self, id: ConnectionId, address: IpAddr) -> Result<(), TooManyHandshakes> {
-        let limits = &self.shared.options.limits;
-        let from_address = self.per_address.get(&address).copied().unwrap_or(0);
-        if self.pending.len() >= limits.pending_handshakes || from_address >= limits.pending_handshakes_per_address {
-            return Err(TooManyHandshakes);
+    fn add(&mut self, id: ConnectionId, address: IpAddr) {
+        if self.connections.insert(id, address).is_none() {
+            *self.per_address.entry(address).or_default() += 1;
         }
-        self.pending.insert(id, address);
-        self.per_address.insert(address, from_address + 1);
-        self.publish();
-        Ok(())
     }
 
-    fn end(&mut self, id: ConnectionId) {
-        let Some(address) = self.pending.remove(&id) else { return };
+    fn remove(&mut self, id: ConnectionId) {
+        let Some(address) = self.connections.remove(&id) else { return };
         if let Some(count) = self.per_address.get_mut(&address) {
             *count -= 1;
             if *count == 0 {
                 self.per_address.remove(&address);
             }
         }
+    }
+}
+
+/// Counts inbound handshakes in progress, in total and by address, and by address what they have become.
+#[derive(Debug)]
+pub(crate) struct HandshakeGate {
+    shared: Arc<Shared>,
+    pending: Tally,
+    established: Tally,
+}
+
+impl HandshakeGate {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, pending: Tally::default(), established: Tally::default() }
+    }
+
+    fn begin(&mut self, id: ConnectionId, address: IpAddr) -> Result<(), TooManyHandshakes> {
+        let limits = &self.shared.options.limits;
+        let all = self.pending.connections.len();
+        if all >= limits.pending_handshakes || self.pending.from(&address) >= limits.pending_handshakes_per_address {
+            return Err(TooManyHandshakes);
+        }
+        self.pending.add(id, address);
+        self.publish();
+        Ok(())
+    }
+
+    fn establish(&mut self, id: ConnectionId, address: IpAddr) -> Result<(), TooManyFromAddress> {
+        self.pending.remove(id);
+        self.publish();
+        if self.established.from(&address) >= self.shared.options.limits.established_per_address {
+            return Err(TooManyFromAddress);
+        }
+        self.established.add(id, address);
+        Ok(())
+    }
+
+    fn end(&mut self, id: ConnectionId) {
+        self.pending.remove(id);
+        self.established.remove(id);
         self.publish();
     }
 
     fn publish(&self) {
-        debug_assert!(self.per_address.len() <= self.pending.len());
-        self.shared.counters.handshakes_pending.store(self.pending.len() as u64, Ordering::Relaxed);
+        let pending = self.pending.connections.len() as u64;
+        self.shared.counters.handshakes_pending.store(pending, Ordering::Relaxed);
     }
 }
 
-/// The unit that handshakes are counted by: an IPv4 address, or an IPv6 /64, which one host can fill at will.
+/// The unit that connections are counted by: an IPv4 address, or an IPv6 /64, which one host can fill at will.
 fn counted_address(address: &Multiaddr) -> IpAddr {
     for component in address {
         match component {
@@ -141,9 +179,9 @@ impl NetworkBehaviour for HandshakeGate {
         id: ConnectionId,
         _peer: PeerId,
         _local: &Multiaddr,
-        _remote: &Multiaddr,
+        remote: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.end(id);
+        self.establish(id, counted_address(remote)).map_err(ConnectionDenied::new)?;
         Ok(dummy::ConnectionHandler)
     }
 
@@ -159,8 +197,11 @@ impl NetworkBehaviour for HandshakeGate {
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
-        if let FromSwarm::ListenFailure(failure) = event {
-            self.end(failure.connection_id);
+        match event {
+            // Another behaviour may have refused what this one had let in.
+            FromSwarm::ListenFailure(failure) => self.end(failure.connection_id),
+            FromSwarm::ConnectionClosed(closed) => self.end(closed.connection_id),
+            _ => {}
         }
     }
 

@@ -57,6 +57,8 @@ pub struct Limits {
     pub pending_dials: u32,
     /// Established connections, both directions.
     pub established: u32,
+    /// Established connections that came from one address (IPv4 address or IPv6 /64 network).
+    pub established_per_address: usize,
     /// Established connections with one peer, both directions.
     pub established_per_peer: u32,
     /// Streams opened by us that may be open at once on one connection; more openers wait.
@@ -79,6 +81,7 @@ impl Default for Limits {
             pending_handshakes_per_address: 8,
             pending_dials: 256,
             established: 1024,
+            established_per_address: 256,
             established_per_peer: 8,
             outbound_streams_per_connection: 1024,
             inbound_streams_per_connection: 1280,

@@ -125,6 +125,25 @@ async fn v1_pending_handshakes_are_bounded_per_ip() {
 }
 
 #[tokio::test]
+async fn v1_established_connections_are_bounded_per_ip() {
+    let limits = Limits { established_per_address: 1, ..Limits::default() };
+    let mut guarded = node_with(1, Options { limits, ..options() }).await;
+    let (first, second) = (node(2).await, node(3).await);
+    for dialler in [&first, &second] {
+        guarded.admit(dialler.id(), Role::Peer, vec![]);
+    }
+    first.admit(guarded.id(), Role::Peer, vec![guarded.address()]);
+    guarded.connected(first.id()).await;
+    second.admit(guarded.id(), Role::Peer, vec![guarded.address()]);
+    let refused = guarded.event(|event| matches!(event, NetworkEvent::Refused { .. })).await;
+    let NetworkEvent::Refused { peer, reason, .. } = refused else { unreachable!() };
+    assert_eq!((peer, reason), (Some(second.id()), RefusalReason::TooManyConnections));
+    // The place is free again once the first has gone.
+    first.remove(guarded.id());
+    guarded.connected(second.id()).await;
+}
+
+#[tokio::test]
 async fn v1_refused_connections_leave_nothing_behind() {
     const ATTEMPTS: u64 = 2000;
     let guarded = node(1).await;

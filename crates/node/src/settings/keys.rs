@@ -60,6 +60,7 @@ pub(super) const KEYS: &[Key] = &[
     one("log", "FILTER", "What is logged, such as info or peer_node=debug,warn"),
     one("log_format", "FORMAT", "text or json"),
     one("max_connections", "NUMBER", "Established connections, over all peers"),
+    one("max_connections_per_address", "NUMBER", "Established inbound connections from one address"),
     one("max_connections_per_peer", "NUMBER", "Established connections with one peer"),
     one("max_handshakes", "NUMBER", "Inbound handshakes in progress, over all addresses"),
     one("max_handshakes_per_address", "NUMBER", "Inbound handshakes in progress from one address"),

@@ -125,11 +125,14 @@ impl<'a> Reader<'a> {
         let standard = Limits::default();
         let established = self.one("max_connections", || standard.established.to_string(), number);
         let per_peer = self.one("max_connections_per_peer", || standard.established_per_peer.to_string(), number);
+        let from_address = || standard.established_per_address.to_string();
+        let from_address = self.one("max_connections_per_address", from_address, number);
         let handshakes = self.one("max_handshakes", || standard.pending_handshakes.to_string(), number);
         let per_address = || standard.pending_handshakes_per_address.to_string();
         let per_address = self.one("max_handshakes_per_address", per_address, number);
         Some(Limits {
             established: u32::try_from(established?).ok()?,
+            established_per_address: from_address?,
             established_per_peer: u32::try_from(per_peer?).ok()?,
             pending_handshakes: handshakes?,
             pending_handshakes_per_address: per_address?,
