@@ -88,12 +88,8 @@ mod tests {
 
     #[test]
     fn v5_deployments_at_rest_are_bounded_by_the_grant() {
-        let grant = |max_containers| DeployGrant {
-            max_cpu: Millicores::new(1).expect("in range"),
-            max_memory: ByteSize::mebibytes(1),
-            max_containers,
-            expires_at: None,
-        };
+        let grant =
+            |containers| DeployGrant::new(Millicores::new(1).expect("in range"), ByteSize::mebibytes(1), containers);
         let bounds = [0, 1, 8, u32::MAX].map(|containers| rows_max(Some(&grant(containers))));
         assert_eq!(bounds, [8, 8, 32, u32::MAX as usize]);
         assert_eq!(rows_max(None), 8);

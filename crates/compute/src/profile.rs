@@ -292,23 +292,14 @@ fn host_config(plan: &ContainerPlan) -> HostConfig {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 pub(crate) mod tests {
-    use peer_proto::{deploy::RestartPolicy, identity::Identity};
+    use peer_proto::identity::Identity;
 
     use super::*;
 
     pub(crate) fn specification() -> Specification {
         Specification {
-            name: "web_1.x".parse().unwrap(),
-            image_name: "web:1".into(),
-            entrypoint: None,
-            command: vec![],
             environment: vec!["A=b=c".parse().unwrap()],
-            expose: None,
-            publish: false,
-            limits: Limits::default(),
-            restart: RestartPolicy::No,
-            health: None,
-            stop_timeout_seconds: 10,
+            ..Specification::plain("web_1.x".parse().unwrap(), "web:1")
         }
     }
 

@@ -37,6 +37,11 @@ pub struct DeployGrant {
 }
 
 impl DeployGrant {
+    /// These limits, without an end.
+    pub fn new(max_cpu: Millicores, max_memory: ByteSize, max_containers: u32) -> Self {
+        Self { max_cpu, max_memory, max_containers, expires_at: None }
+    }
+
     /// Whether the grant still holds at `now`.
     pub fn is_live(&self, now: Timestamp) -> bool {
         self.expires_at.is_none_or(|end| now < end)

@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a failing step is a failing test")]
 
 use peer_proto::card::{Card, SignedCard};
-use peer_proto::deploy::{DeployRequest, ImageOffer, ImageSource, Request, RestartPolicy, Specification};
+use peer_proto::deploy::{DeployRequest, ImageOffer, ImageSource, Request, Specification};
 use peer_proto::envelope;
 use peer_proto::grant::Grants;
 use peer_proto::id::{DeploymentId, RequestId};
@@ -26,7 +26,7 @@ struct World {
 
 fn grants(expires_at: Option<Timestamp>) -> Grants {
     let (max_cpu, max_memory) = (Millicores::new(2000).unwrap(), ByteSize::mebibytes(512));
-    Grants { deploy: Some(DeployGrant { max_cpu, max_memory, max_containers: 2, expires_at }) }
+    Grants { deploy: Some(DeployGrant { expires_at, ..DeployGrant::new(max_cpu, max_memory, 2) }) }
 }
 
 async fn world(grants: Grants) -> World {
@@ -110,17 +110,8 @@ async fn v3_clock_that_went_back_refuses_before_anything_else() {
 async fn audit_line_names_the_deployment_and_never_its_environment() {
     let world = world(grants(None)).await;
     let specification = Specification {
-        name: "web".parse().unwrap(),
-        image_name: "web:1".into(),
-        entrypoint: None,
-        command: vec![],
         environment: vec!["TOKEN=hidden".parse().unwrap()],
-        expose: None,
-        publish: false,
-        limits: Limits::default(),
-        restart: RestartPolicy::No,
-        health: None,
-        stop_timeout_seconds: 10,
+        ..Specification::plain("web".parse().unwrap(), "web:1")
     };
     let offer = ImageOffer { configuration: b"{}".to_vec(), layer_sizes: Vec::new() };
     let (digest, request) = (offer.digest(), RequestId::random());

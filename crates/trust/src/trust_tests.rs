@@ -24,9 +24,7 @@ fn card(name: &str) -> SignedCard {
 
 fn deploy_grant() -> Grants {
     let max_cpu = Millicores::new(1000).unwrap();
-    Grants {
-        deploy: Some(DeployGrant { max_cpu, max_memory: ByteSize::mebibytes(64), max_containers: 1, expires_at: None }),
-    }
+    Grants { deploy: Some(DeployGrant::new(max_cpu, ByteSize::mebibytes(64), 1)) }
 }
 
 fn invitation(ticket: PeerId, expires_at: Timestamp) -> InvitationRecord {

@@ -145,8 +145,6 @@ impl DeployArguments {
             }),
         };
         let specification = Specification {
-            name,
-            image_name,
             entrypoint: self.entrypoint.clone().map(|one| if one.is_empty() { vec![] } else { vec![one] }),
             command: self.command.clone(),
             environment: environment::collect(&self.env_file, self.env.clone())?,
@@ -156,6 +154,7 @@ impl DeployArguments {
             restart: self.restart,
             health,
             stop_timeout_seconds: seconds("stop timeout", self.stop_timeout)?,
+            ..Specification::plain(name, image_name)
         };
         specification.check()?;
         Ok(specification)

@@ -34,10 +34,12 @@ impl GrantArguments {
     /// The grants, which end `expires` after `now`, or never.
     pub(super) fn grants(&self, expires: Option<Span>, now: Timestamp) -> Grants {
         let deploy = self.allow.contains(&Permission::Deploy).then(|| DeployGrant {
-            max_cpu: self.max_cpu.unwrap_or(Millicores::new(1000).expect("within range")),
-            max_memory: self.max_memory.unwrap_or(ByteSize::mebibytes(1024)),
-            max_containers: self.max_containers.unwrap_or(4),
             expires_at: expires.map(|span| now.plus(span.seconds.saturating_mul(1000))),
+            ..DeployGrant::new(
+                self.max_cpu.unwrap_or(Millicores::new(1000).expect("within range")),
+                self.max_memory.unwrap_or(ByteSize::mebibytes(1024)),
+                self.max_containers.unwrap_or(4),
+            )
         });
         Grants { deploy }
     }

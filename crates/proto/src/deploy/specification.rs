@@ -208,6 +208,23 @@ fn check_text(text: &str) -> Result<(), String> {
 }
 
 impl Specification {
+    /// The image's own program with the usual limits, and nothing that would have to be asked for.
+    pub fn plain(name: Name, image_name: impl Into<String>) -> Self {
+        Self {
+            name,
+            image_name: image_name.into(),
+            entrypoint: None,
+            command: Vec::new(),
+            environment: Vec::new(),
+            expose: None,
+            publish: false,
+            limits: Limits::default(),
+            restart: RestartPolicy::No,
+            health: None,
+            stop_timeout_seconds: 10,
+        }
+    }
+
     /// Checks every rule that the types alone cannot express. The sentence names the field.
     pub fn check(&self) -> Result<(), Problem> {
         let check = || -> Result<(), String> {
@@ -282,17 +299,10 @@ mod tests {
 
     fn specification() -> Specification {
         Specification {
-            name: "web".parse().unwrap(),
-            image_name: "web:1".into(),
-            entrypoint: None,
-            command: vec![],
             environment: vec!["A=b=c".parse().unwrap()],
             expose: Some(Port::new(8080).unwrap()),
             publish: true,
-            limits: Limits::default(),
-            restart: RestartPolicy::No,
-            health: None,
-            stop_timeout_seconds: 10,
+            ..Specification::plain("web".parse().unwrap(), "web:1")
         }
     }
 

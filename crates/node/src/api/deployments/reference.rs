@@ -63,26 +63,14 @@ fn choose(known: &[Remembered], text: &str, peer: Option<PeerId>) -> Result<(Pee
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a failing step is a failing test")]
 mod tests {
-    use peer_proto::deploy::{Limits, RestartPolicy, Specification, State, Status};
+    use peer_proto::deploy::{Specification, State, Status};
     use peer_proto::identity::Identity;
     use peer_proto::unit::Timestamp;
 
     use super::*;
 
     fn remembered(peer: PeerId, id: [u8; 16], name: &str) -> Remembered {
-        let specification = Specification {
-            name: name.parse().unwrap(),
-            image_name: String::new(),
-            entrypoint: None,
-            command: vec![],
-            environment: vec![],
-            expose: None,
-            publish: false,
-            limits: Limits::default(),
-            restart: RestartPolicy::No,
-            health: None,
-            stop_timeout_seconds: 1,
-        };
+        let specification = Specification::plain(name.parse().unwrap(), "");
         let status = Status {
             id: DeploymentId(id),
             specification,

@@ -22,20 +22,7 @@ fn specification(line: &str) -> Result<Specification, Failure> {
 #[test]
 fn an_image_and_a_peer_are_enough() {
     let made = specification("web:1 --peer bob").unwrap();
-    let expected = Specification {
-        name: "web".parse().unwrap(),
-        image_name: "web:1".into(),
-        entrypoint: None,
-        command: vec![],
-        environment: vec![],
-        expose: None,
-        publish: false,
-        limits: Limits::default(),
-        restart: RestartPolicy::No,
-        health: None,
-        stop_timeout_seconds: 10,
-    };
-    assert_eq!(made, expected);
+    assert_eq!(made, Specification::plain("web".parse().unwrap(), "web:1"));
 }
 
 #[test]
@@ -45,8 +32,6 @@ fn every_flag_reaches_the_specification() {
         --stop-timeout 1m serve --port 8080";
     let made = specification(&line.split_whitespace().collect::<Vec<_>>().join(" ")).unwrap();
     let expected = Specification {
-        name: "site".parse().unwrap(),
-        image_name: "web.tar".into(),
         entrypoint: Some(vec!["/bin/app".into()]),
         command: ["serve", "--port", "8080"].map(str::to_owned).to_vec(),
         environment: vec!["A=1".parse().unwrap(), "B=x=y".parse().unwrap()],
@@ -62,6 +47,7 @@ fn every_flag_reaches_the_specification() {
         restart: RestartPolicy::OnFailure(Some(3)),
         health: Some(HealthCheck { path: "/ready".into(), interval_seconds: 5, retries: 2 }),
         stop_timeout_seconds: 60,
+        ..Specification::plain("site".parse().unwrap(), "web.tar")
     };
     assert_eq!(made, expected);
 }
