@@ -11,13 +11,17 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use peer_proto::{
     code::{Code, Problem},
-    deploy::RegistryReference,
+    deploy::{Limits, RegistryReference},
     id::Digest,
-    query::LogLine,
+    query::{LogLine, Usage},
     unit::Timestamp,
 };
 
-use crate::profile::ContainerPlan;
+use crate::{
+    connector::{ConnectError, Namespace},
+    logflood::LogFile,
+    profile::ContainerPlan,
+};
 
 /// Pieces of an archive on their way to the engine.
 pub type ArchiveStream = BoxStream<'static, io::Result<Bytes>>;
@@ -26,7 +30,11 @@ pub type ExportStream = BoxStream<'static, Result<Bytes, EngineError>>;
 /// A container's log, both outputs in the order in which they were written.
 pub type LogStream = BoxStream<'static, Result<LogLine, EngineError>>;
 
-/// What this room needs of a container engine.
+/// A container's log file at one moment after the other.
+pub type GrowthStream = BoxStream<'static, Result<LogFile, EngineError>>;
+
+/// What this room needs of a container engine, and of the host where it shows what the engine does not. Nothing else looks
+/// at a container's processes, files or networks.
 pub trait Engine: Send + Sync + 'static {
     /// What kind of engine it is. Fails with [`EngineError::BelowFloor`] if it cannot isolate well enough.
     fn facts(&self) -> impl Future<Output = Result<EngineFacts, EngineError>> + Send;
@@ -67,6 +75,10 @@ pub trait Engine: Send + Sync + 'static {
     /// Starts the container. One that runs already is no error.
     fn start(&self, id: &ContainerId) -> impl Future<Output = Result<(), EngineError>> + Send;
 
+    /// Waits until the program of a container that has been started has begun or cannot, for some seconds at most, and says
+    /// what the engine says then.
+    fn began(&self, id: &ContainerId) -> impl Future<Output = Result<ContainerFacts, EngineError>> + Send;
+
     /// Asks the container to end and kills it after `grace`. One that has ended already is no error.
     fn stop(&self, id: &ContainerId, grace: Duration) -> impl Future<Output = Result<(), EngineError>> + Send;
 
@@ -85,6 +97,15 @@ pub trait Engine: Send + Sync + 'static {
 
     /// The container's log. It ends when everything kept has been read or, if followed, when the container ends.
     fn logs(&self, id: &ContainerId, options: &LogOptions) -> LogStream;
+
+    /// The container's log file, once a second for as long as somebody asks. It ends where the log cannot be seen.
+    fn log_growth(&self, id: &ContainerId) -> GrowthStream;
+
+    /// What a running container uses, measured over a moment.
+    fn usage(&self, id: &ContainerId, limits: &Limits) -> impl Future<Output = Result<Usage, EngineError>> + Send;
+
+    /// Opens the network of a running container.
+    fn network(&self, id: &ContainerId) -> impl Future<Output = Result<Namespace, ConnectError>> + Send;
 }
 
 /// The id that the engine gave to a container: 64 hexadecimal digits.
@@ -333,6 +354,9 @@ pub enum EngineError {
         /// The engine's words.
         message: String,
     },
+    /// Not the engine, but what was asked of it or what it was to look at.
+    #[error("{}", .0.message)]
+    Problem(Problem),
     /// It failed.
     #[error("the container engine failed: {message}")]
     Failed {
@@ -357,6 +381,7 @@ impl EngineError {
             Self::InvalidImage { .. } => Code::InvalidImage,
             Self::ImageTooLarge { .. } => Code::ImageTooLarge,
             Self::DiskFull { .. } => Code::DiskFull,
+            Self::Problem(problem) => problem.code,
             Self::BelowFloor { .. }
             | Self::NoSuchContainer { .. }
             | Self::AlreadyExists { .. }
@@ -373,6 +398,9 @@ impl EngineError {
 
     /// Code and sentence.
     pub fn problem(&self) -> Problem {
+        if let Self::Problem(problem) = self {
+            return problem.clone();
+        }
         Problem::new(self.code(), self.to_string())
     }
 }

@@ -11,6 +11,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+/// How often the log of a running container is measured.
+pub const LOG_SAMPLE: Duration = Duration::from_secs(1);
 /// Growth that is borne for any length of time (bytes per second).
 pub const RATE_MAX: u64 = 256 << 10;
 /// So many more samples above it than below are a flood: pauses do not hide one, and a burst is forgotten in time.

@@ -24,7 +24,7 @@ use tokio::sync::{Notify, broadcast};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::connector::{Connector, Namespace};
+use crate::connector::Namespace;
 use crate::deployment::Wanted;
 use crate::driver;
 use crate::engine::{ContainerFacts, Engine, EngineError, EngineFacts, LogOptions, LogStream};
@@ -38,8 +38,6 @@ use crate::record::{self, Record};
 
 /// Changes that a slow listener may lag behind by.
 const CHANGES_KEPT: usize = 1024;
-/// Threads that may be inside containers' network namespaces at one time.
-const NAMESPACE_THREADS: usize = 64;
 
 /// How the room runs.
 #[derive(Debug, Clone)]
@@ -112,7 +110,6 @@ pub(crate) struct Inner<E> {
     pub(crate) database: Database,
     pub(crate) engine: E,
     pub(crate) options: Options,
-    pub(crate) connector: Connector,
     pub(crate) transfers: Transfers,
     pub(crate) cancel: CancellationToken,
     /// Asks for a look at leftovers before the next one is due.
@@ -143,7 +140,6 @@ impl<E: Engine> Room<E> {
             mark,
             database,
             engine,
-            connector: Connector::new(NAMESPACE_THREADS),
             transfers,
             options,
             cancel: CancellationToken::new(),
@@ -296,14 +292,12 @@ impl<E: Engine> Room<E> {
     /// What the deployment uses at present.
     pub async fn usage(&self, owner: PeerId, id: DeploymentId) -> Result<Usage, Problem> {
         let record = self.owned(owner, id).await?;
-        let facts = self.container(id).await?;
-        let pid = facts.as_ref().and_then(|facts| facts.pid);
-        let (Some(facts), Some(pid)) = (facts, pid) else {
+        let Some(facts) = self.container(id).await?.filter(|facts| facts.running) else {
             let message = format!("the deployment is {} and uses nothing", record.life.state());
             return Err(Problem::new(Code::WrongState, message));
         };
-        let span = Duration::from_millis(200);
-        crate::usage::measure(pid, &facts.id, &record.specification.limits, span).await.map_err(|error| error.problem())
+        let usage = self.inner.engine.usage(&facts.id, &record.specification.limits).await;
+        usage.map_err(|error| error.problem())
     }
 
     /// The deployment's log.

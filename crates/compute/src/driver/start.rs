@@ -1,6 +1,5 @@
 //! Starting a container: made from its plan, judged before it runs and once more when it does.
 
-use std::path::Path;
 use std::time::Duration;
 
 use bollard::models::ContainerCreateBody;
@@ -9,7 +8,6 @@ use peer_proto::unit::Timestamp;
 use peer_state::audit::{self, Entry, Outcome};
 use peer_state::database::DatabaseError;
 use peer_trust::authorise::may_go_on;
-use tokio::time::{Instant, sleep};
 
 use super::{Round, Trouble};
 use crate::deployment::Step;
@@ -36,7 +34,7 @@ pub(super) async fn start<E: Engine>(
     let plan = plan(inner, record).await?;
     let container = prepare(inner, &plan, record).await?;
     inner.engine.start(&container).await?;
-    let facts = began(inner, &container).await?;
+    let facts = inner.engine.began(&container).await?;
     check(inner, &profile::body(&plan), &facts, record).await?;
     if let Some(problem) = not_begun(&facts) {
         return Err(problem.into());
@@ -151,42 +149,6 @@ pub(super) async fn check<E: Engine>(
     Err(Problem::new(Code::IsolationViolated, message).into())
 }
 
-/// How long a container's first process is given to begin its program.
-const BEGIN: Duration = Duration::from_secs(2);
-
-/// Waits until the program itself has begun, which takes some milliseconds after the engine's word, or cannot.
-///
-/// The engine's small init is the first process: it is there however wrong the program's name is.
-async fn began<E: Engine>(inner: &Inner<E>, container: &ContainerId) -> Result<ContainerFacts, Trouble> {
-    let deadline = Instant::now() + BEGIN;
-    loop {
-        let facts = inner.engine.inspect(container.as_str()).await?;
-        let facts = facts.ok_or(EngineError::NoSuchContainer { container: container.to_string() })?;
-        let Some(pid) = facts.pid.filter(|_| facts.running) else { return Ok(facts) };
-        while has_begun(pid) == Some(false) && Instant::now() < deadline {
-            sleep(Duration::from_millis(2)).await;
-        }
-        let gone = !Path::new(&format!("/proc/{pid}")).exists();
-        if !gone || Instant::now() >= deadline {
-            return Ok(facts);
-        }
-        // The engine learns a moment later how it ended.
-        sleep(Duration::from_millis(10)).await;
-    }
-}
-
-/// Whether the child of the container's init runs another program than init itself. `None` where the host does not show it,
-/// or the process is gone.
-fn has_begun(init: u32) -> Option<bool> {
-    let program = |pid: &str| std::fs::read_link(format!("/proc/{pid}/exe")).ok();
-    let own = program(&init.to_string())?;
-    let children = std::fs::read_to_string(format!("/proc/{init}/task/{init}/children")).ok()?;
-    let Some(child) = children.split_whitespace().next() else { return Some(false) };
-    let differs = program(child).is_some_and(|program| program != own);
-    // The first process may have become init between the two looks, which says nothing of its child.
-    Some(differs && program(&init.to_string())? == own)
-}
-
 /// Exit codes by which init, like a shell, says that a program could not be begun.
 fn not_begun(facts: &ContainerFacts) -> Option<Problem> {
     let why = match facts.exit_code.filter(|_| !facts.running)? {
@@ -202,7 +164,7 @@ fn not_begun(facts: &ContainerFacts) -> Option<Problem> {
 /// Opens the container's network for those who may reach its one port.
 pub(super) async fn open_endpoint<E: Engine>(inner: &Inner<E>, record: &Record, facts: &ContainerFacts) {
     let Some(port) = record.specification.expose else { return };
-    match inner.connector.open(&inner.engine, &facts.id).await {
+    match inner.engine.network(&facts.id).await {
         Ok(namespace) => {
             let publish = record.specification.publish;
             let endpoint = Endpoint { owner: record.owner, port, publish, namespace };

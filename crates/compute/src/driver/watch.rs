@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::StreamExt;
 use peer_proto::code::{Code, Problem};
 use peer_proto::id::DeploymentId;
 use peer_proto::unit::Timestamp;
@@ -12,15 +13,12 @@ use super::start::{check, open_endpoint};
 use super::{RETRY, Round, Trouble};
 use crate::deployment::{Life, Step, restarts_in_row};
 use crate::engine::{ContainerFacts, Engine, EngineError};
-use crate::logflood::LogFile;
 use crate::profile::container_name;
 use crate::record::{self, Record};
 use crate::room::Inner;
 
 /// How long the engine may be waited on before the row is read again.
 const WATCH: Duration = Duration::from_secs(20);
-/// How often the log of a running container is measured.
-const LOG_SAMPLE: Duration = Duration::from_secs(1);
 
 /// Watches a running container until it ends, somebody wakes us, or it floods its log.
 pub(super) async fn watch<E: Engine>(
@@ -95,14 +93,12 @@ async fn interrupted<E: Engine>(inner: &Inner<E>, record: &Record) -> Result<Rou
 
 /// Samples the log once a second. What has been seen is kept over rounds and restarts, which a flood could hide behind.
 async fn flood<E: Engine>(inner: &Inner<E>, id: DeploymentId, facts: &ContainerFacts) -> Problem {
+    let mut samples = inner.engine.log_growth(&facts.id);
     let mut last = Instant::now();
-    loop {
-        sleep(LOG_SAMPLE).await;
+    while let Some(Ok(file)) = samples.next().await {
         let elapsed = last.elapsed();
         last = Instant::now();
-        let sample = facts.log_path.as_deref().and_then(|path| LogFile::read(path).ok());
-        let is_flood = |file| inner.live().get_mut(&id).is_some_and(|live| live.log.sample(file, elapsed));
-        if sample.is_some_and(is_flood) {
+        if inner.live().get_mut(&id).is_some_and(|live| live.log.sample(file, elapsed)) {
             let message = format!(
                 "the container wrote more than {} a second to its log for several seconds and was ended",
                 peer_proto::unit::format_bytes(crate::logflood::RATE_MAX)
@@ -110,6 +106,8 @@ async fn flood<E: Engine>(inner: &Inner<E>, id: DeploymentId, facts: &ContainerF
             return Problem::new(Code::LogFlood, message);
         }
     }
+    // The log cannot be seen now; the next round tries again.
+    std::future::pending().await
 }
 
 /// Exit code of a program that was killed.

@@ -4,6 +4,7 @@
 
 mod containers;
 mod failure;
+mod host;
 mod images;
 mod logs;
 
@@ -17,13 +18,18 @@ use std::{
 };
 
 use bollard::{API_DEFAULT_VERSION, Docker};
-use peer_proto::{deploy::RegistryReference, id::Digest};
+use peer_proto::{
+    deploy::{Limits, RegistryReference},
+    id::Digest,
+    query::Usage,
+};
 use tokio::time::timeout;
 
 use super::{
     ArchiveStream, ContainerFacts, ContainerId, ContainerSummary, Engine, EngineError, EngineFacts, ExportStream,
-    ImageChain, ImageFacts, LogOptions, LogStream, PullProgress,
+    GrowthStream, ImageChain, ImageFacts, LogOptions, LogStream, PullProgress,
 };
+use crate::connector::{ConnectError, Connector, Namespace};
 use crate::profile::ContainerPlan;
 
 /// Where Docker Engine listens unless told otherwise.
@@ -37,6 +43,8 @@ const LOOK_UP: Duration = Duration::from_secs(30);
 const CHANGE: Duration = Duration::from_mins(2);
 /// The client's own limit must never come first: each call here has its deadline.
 const CLIENT_TIMEOUT_SECONDS: u64 = 7 * 24 * 3600;
+/// Threads that may be inside containers' network namespaces at one time.
+const NAMESPACE_THREADS: usize = 64;
 
 /// A Docker Engine.
 pub struct DockerEngine {
@@ -44,6 +52,7 @@ pub struct DockerEngine {
     client: OnceLock<Docker>,
     /// Layers of the images seen at the last listing; an image never changes.
     chains: Mutex<HashMap<Digest, Vec<Digest>>>,
+    connector: Connector,
 }
 
 impl fmt::Debug for DockerEngine {
@@ -55,7 +64,12 @@ impl fmt::Debug for DockerEngine {
 impl DockerEngine {
     /// The engine that listens on `socket`. Nothing is opened yet: the engine may come later.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into(), client: OnceLock::new(), chains: Mutex::default() }
+        Self {
+            socket: socket.into(),
+            client: OnceLock::new(),
+            chains: Mutex::default(),
+            connector: Connector::new(NAMESPACE_THREADS),
+        }
     }
 
     /// Where it listens.
@@ -141,6 +155,10 @@ impl Engine for DockerEngine {
         self.start_container(id).await
     }
 
+    async fn began(&self, id: &ContainerId) -> Result<ContainerFacts, EngineError> {
+        self.await_begin(id).await
+    }
+
     async fn stop(&self, id: &ContainerId, grace: Duration) -> Result<(), EngineError> {
         self.stop_container(id, grace).await
     }
@@ -163,6 +181,18 @@ impl Engine for DockerEngine {
 
     fn logs(&self, id: &ContainerId, options: &LogOptions) -> LogStream {
         self.read_logs(id, *options)
+    }
+
+    fn log_growth(&self, id: &ContainerId) -> GrowthStream {
+        self.sample_log(id)
+    }
+
+    async fn usage(&self, id: &ContainerId, limits: &Limits) -> Result<Usage, EngineError> {
+        self.measure(id, limits).await
+    }
+
+    async fn network(&self, id: &ContainerId) -> Result<Namespace, ConnectError> {
+        self.connector.open(self, id).await
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use bollard::{
+    Docker,
     errors::Error,
     models::{ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummaryStateEnum},
     query_parameters::{
@@ -41,19 +42,7 @@ impl DockerEngine {
     }
 
     pub(super) async fn inspect_container(&self, name: &str) -> Result<Option<ContainerFacts>, EngineError> {
-        let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-        if name.is_empty() || name.len() > 255 || name.starts_with('.') || !name.bytes().all(plain) {
-            return Err(EngineError::Refused { message: format!("'{}' is not a container's name", quote(name)) });
-        }
-        let inspection = self.client()?.inspect_container(name, None::<InspectContainerOptions>);
-        match timeout(LOOK_UP, inspection)
-            .await
-            .map_err(|_| EngineError::TimedOut { operation: "inspect container" })?
-        {
-            Ok(report) => facts_of(report).map(Some),
-            Err(error) if failure::status(&error) == Some(404) => Ok(None),
-            Err(error) => Err(failure::translate("inspect container", error)),
-        }
+        inspect(self.client()?, name).await
     }
 
     pub(super) async fn start_container(&self, id: &ContainerId) -> Result<(), EngineError> {
@@ -125,6 +114,20 @@ impl DockerEngine {
             })
         };
         found.into_iter().map(summary).collect()
+    }
+}
+
+/// Asks for one container by its id or name.
+pub(super) async fn inspect(client: &Docker, name: &str) -> Result<Option<ContainerFacts>, EngineError> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    if name.is_empty() || name.len() > 255 || name.starts_with('.') || !name.bytes().all(plain) {
+        return Err(EngineError::Refused { message: format!("'{}' is not a container's name", quote(name)) });
+    }
+    let inspection = client.inspect_container(name, None::<InspectContainerOptions>);
+    match timeout(LOOK_UP, inspection).await.map_err(|_| EngineError::TimedOut { operation: "inspect container" })? {
+        Ok(report) => facts_of(report).map(Some),
+        Err(error) if failure::status(&error) == Some(404) => Ok(None),
+        Err(error) => Err(failure::translate("inspect container", error)),
     }
 }
 
