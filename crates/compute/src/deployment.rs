@@ -21,7 +21,7 @@ use peer_proto::unit::Timestamp;
 /// First pause before a restart (milliseconds); it doubles with each restart in a row.
 const PAUSE_FIRST_MILLISECONDS: u64 = 200;
 /// Longest pause before a restart (milliseconds).
-const PAUSE_MAX_MILLISECONDS: u64 = 60_000;
+pub(crate) const PAUSE_MAX_MILLISECONDS: u64 = 60_000;
 /// A run of this length (milliseconds) counts as a success and resets the pause.
 const RUN_LONG_MILLISECONDS: u64 = 10_000;
 

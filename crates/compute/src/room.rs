@@ -21,6 +21,7 @@ use peer_state::database::{Database, DatabaseError, Tx};
 use peer_trust::authorise::Held;
 use peer_trust::peers::PeerRecord;
 use tokio::sync::{Notify, broadcast};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -54,6 +55,8 @@ pub struct Options {
     pub image_keep_milliseconds: u64,
     /// The wall clock.
     pub clock: fn() -> Timestamp,
+    /// The clock by which things grow old: never ahead of what the wall clock would be if nobody had set it.
+    pub steady_clock: fn() -> Timestamp,
 }
 
 /// Why the room cannot be opened.
@@ -99,6 +102,8 @@ pub(crate) struct Live {
     /// How fast its log has grown lately.
     pub(crate) log: FloodWatch,
     pub(crate) endpoint: Option<Endpoint>,
+    /// The moment before which it is not started again, and when that is by the monotonic clock.
+    pub(crate) due: Option<(Timestamp, Instant)>,
     health: Option<Health>,
     url: Option<String>,
 }

@@ -18,6 +18,7 @@ use peer_state::data_dir::{DataDir, DataDirError};
 use peer_state::database::{Database, DatabaseError, Tx};
 use peer_trust::key_file::{self, Created, KeyFileError, MachineIdentity};
 use peer_trust::peers::ListError;
+use peer_trust::run::Run;
 use peer_trust::trust::{Snapshot, Trust};
 use peer_trust::{floor, kept};
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -88,6 +89,8 @@ pub struct Daemon {
     pub database: Database,
     /// The trust list.
     pub trust: Trust,
+    /// This run of the daemon.
+    pub run: Arc<Run>,
     /// The gateways that this machine serves through.
     pub gateways: Gateways,
     /// Events for people and scripts.
@@ -136,6 +139,7 @@ impl Daemon {
             data_dir,
             database,
             trust,
+            run: Arc::new(Run::begin()),
             gateways,
             notices: Notices::default(),
             metrics: Metrics::new(started_at),

@@ -7,7 +7,6 @@ use peer_compute::engine::docker::DockerEngine;
 use peer_compute::room::{self, Room};
 use peer_net::{Network, NetworkEvent, Options, RefusalReason};
 use peer_proto::card::SignedCard;
-use peer_proto::id::Incarnation;
 use peer_proto::unit::Timestamp;
 use peer_state::audit::{self, Entry, Outcome};
 use peer_state::data_dir;
@@ -50,8 +49,6 @@ pub enum StartError {
 pub struct Node {
     /// Key, name and recovery key.
     pub identity: MachineIdentity,
-    /// This run of the daemon (SECURITY M3).
-    pub incarnation: Incarnation,
     /// Connections to peers and gateways.
     pub network: Network,
     /// Invitations that are being answered.
@@ -105,10 +102,8 @@ impl Node {
         let ingress = Ingress::start(network.clone(), room.clone(), gateways, daemon.notices.clone(), &tasks, &stop);
         let requester =
             Requester::new(network.clone(), identity.key.clone(), daemon.database.clone(), daemon.trust.clone());
-        let incarnation = Incarnation::random();
         let node = Arc::new(Self {
             identity,
-            incarnation,
             network,
             introductions,
             room,
@@ -166,6 +161,7 @@ async fn start_room(daemon: &Daemon) -> Result<Option<Room<DockerEngine>>, Start
         transfer_patience: Duration::from_secs(daemon.settings.transfer_patience.seconds),
         image_keep_milliseconds: daemon.settings.image_keep.seconds.saturating_mul(1000),
         clock: clock::now,
+        steady_clock: clock::steady,
     };
     Ok(Some(Room::start(daemon.database.clone(), DockerEngine::new(socket), options).await?))
 }

@@ -7,7 +7,6 @@ use peer_proto::code::{Code, Threat};
 use peer_proto::deploy::{Limits, Request};
 use peer_proto::envelope::Signed;
 use peer_proto::grant::DeployGrant;
-use peer_proto::id::Incarnation;
 use peer_proto::unit::Timestamp;
 use peer_state::audit::{self, Entry, Outcome};
 use peer_state::database::{DatabaseError, Tx};
@@ -15,16 +14,8 @@ use peer_state::database::{DatabaseError, Tx};
 use crate::peers;
 use crate::refusal::Refusal;
 use crate::replay::{self, Known};
+use crate::run::Moment;
 use crate::{detail, floor};
-
-/// What the daemon knows at the moment of the decision.
-#[derive(Debug, Clone, Copy)]
-pub struct Moment {
-    /// Our clock.
-    pub now: Timestamp,
-    /// Our present run.
-    pub incarnation: Incarnation,
-}
 
 /// What a peer's deployments hold at the moment of the decision; counted by the room that runs them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -81,7 +72,7 @@ pub fn authorise<'tx>(
     audit::append(tx, &entry)?;
     match decision {
         Ok(()) => {
-            replay::remember(tx, &request, moment.now, "accepted")?;
+            replay::remember(tx, &request, moment, "accepted")?;
             Ok(Ok(Authorised { signed: request, transaction: PhantomData }))
         }
         Err(refusal) => {
@@ -94,7 +85,7 @@ pub fn authorise<'tx>(
                     | Code::UntrustedPeer
                     | Code::ClockBehind
             ) {
-                replay::remember(tx, &request, moment.now, refusal.problem.code.as_str())?;
+                replay::remember(tx, &request, moment, refusal.problem.code.as_str())?;
             }
             Ok(Err(refusal))
         }
@@ -115,7 +106,7 @@ fn decide(
     if let Err(problem) = floor::pass(tx, moment.now)? {
         return Ok(Err(Refusal { problem, threat: Threat::V3, outcome: None }));
     }
-    match replay::look_up(tx, request, moment.now, replay::REQUESTS_MAX)? {
+    match replay::look_up(tx, request, moment, replay::REQUESTS_MAX)? {
         Known::New => {}
         Known::Repeated(outcome) => {
             let message = format!("this request has been made before; it led to: {outcome}");

@@ -1,11 +1,13 @@
 //! Tests of the decision, through a real database.
 #![expect(clippy::unwrap_used, reason = "a failing step is a failing test")]
 
+use std::time::Duration;
+
 use peer_proto::card::{Card, SignedCard};
 use peer_proto::deploy::{DeployRequest, ImageOffer, ImageSource, Request, Specification};
 use peer_proto::envelope;
 use peer_proto::grant::Grants;
-use peer_proto::id::{DeploymentId, RequestId};
+use peer_proto::id::{DeploymentId, Incarnation, RequestId};
 use peer_proto::identity::Identity;
 use peer_proto::unit::{ByteSize, Millicores};
 use peer_state::database::Database;
@@ -56,7 +58,7 @@ impl World {
     fn decide_at(&self, now: Timestamp, request: Signed, held: Held, share: Option<&Limits>) -> Result<(), Refusal> {
         self.database
             .write_blocking(|tx| {
-                let moment = Moment { now, incarnation: RUN };
+                let moment = Moment { now, incarnation: RUN, elapsed: Duration::ZERO };
                 authorise(tx, request, moment, held, share).map(|decision| decision.map(|_| ()))
             })
             .unwrap()
@@ -195,16 +197,20 @@ async fn v3_refused_request_stays_refused_when_room_appears() {
 #[tokio::test]
 async fn v3_full_memory_of_requests_refuses_and_ended_ones_are_cleared() {
     let world = world(grants(None)).await;
-    let look = |now, limit| {
+    let look_after = |now, elapsed, limit| {
         let request = world.request(start());
-        world.database.write_blocking(|tx| replay::look_up(tx, &request, now, limit)).unwrap()
+        let moment = Moment { now, incarnation: RUN, elapsed };
+        world.database.write_blocking(|tx| replay::look_up(tx, &request, moment, limit)).unwrap()
     };
+    let look = |now, limit| look_after(now, Duration::ZERO, limit);
     for _ in 0..3 {
         world.decide(world.request(start()), Held::default(), None).unwrap();
     }
     assert_eq!(look(NOW, 3), Known::Full);
     assert_eq!(look(NOW, 4), Known::New);
     let long_after = NOW.plus(24 * 3_600_000);
-    assert_eq!(look(long_after, 3), Known::New);
+    assert_eq!(look(long_after, 3), Known::Full, "the wall clock alone makes nothing forgotten");
+    assert_eq!(look_after(NOW, Duration::from_hours(24), 3), Known::Full, "nor does the monotonic clock alone");
+    assert_eq!(look_after(long_after, Duration::from_hours(24), 3), Known::New);
     assert_eq!(world.database.write_blocking(replay::remembered).unwrap(), 0);
 }

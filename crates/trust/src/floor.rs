@@ -30,8 +30,9 @@ pub fn pass(tx: &Tx<'_>, now: Timestamp) -> Result<Result<(), Problem>, Database
     Ok(Ok(()))
 }
 
-/// Takes `now` for right, and gives the floor that stood before. For a machine whose clock once stood in the future.
-pub fn accept(tx: &Tx<'_>, now: Timestamp) -> Result<Timestamp, DatabaseError> {
+/// Takes `now` for right, and gives the floor that stood before. For a machine whose clock once stood in the future, and
+/// only together with a new run: see [`crate::run::Run::accept_clock`].
+pub(crate) fn accept(tx: &Tx<'_>, now: Timestamp) -> Result<Timestamp, DatabaseError> {
     let former = latest(tx)?;
     set(tx, now)?;
     Ok(former)

@@ -11,10 +11,11 @@ pub mod peers;
 pub mod recovery;
 pub mod refusal;
 pub mod replay;
+pub mod run;
 pub mod trust;
 
 use peer_state::database::Schema;
 
 /// This room's tables.
 pub const SCHEMA: Schema =
-    Schema { room: "trust", steps: &[peers::TABLES, replay::TABLES, kept::TABLES, floor::TABLES] };
+    Schema { room: "trust", steps: &[peers::TABLES, replay::TABLES, kept::TABLES, floor::TABLES, replay::RUNS] };

@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use bollard::models::ContainerCreateBody;
 use peer_proto::code::{Code, Problem, Threat};
+use peer_proto::id::DeploymentId;
 use peer_proto::unit::Timestamp;
 use peer_state::audit::{self, Entry, Outcome};
 use peer_state::database::DatabaseError;
 use peer_trust::authorise::may_go_on;
+use tokio::time::Instant;
 
 use super::{Round, Trouble};
-use crate::deployment::Step;
+use crate::deployment::{PAUSE_MAX_MILLISECONDS, Step};
 use crate::engine::{ContainerFacts, ContainerId, Engine, EngineError};
 use crate::inspect;
 use crate::profile::{self, ContainerPlan};
@@ -23,8 +25,8 @@ pub(super) async fn start<E: Engine>(
     not_before: Option<Timestamp>,
 ) -> Result<Round, Trouble> {
     let now = (inner.options.clock)();
-    if let Some(wait) = not_before.map(|at| at.since(now)).filter(|wait| *wait > 0) {
-        return Ok(Round::Pause(Duration::from_millis(wait)));
+    if let Some(wait) = not_before.and_then(|at| still_to_wait(inner, record.id, at, now)) {
+        return Ok(Round::Pause(wait));
     }
     let owner = record.owner;
     if !inner.database.write(move |tx| may_go_on(tx, &owner, now)).await? {
@@ -147,6 +149,20 @@ pub(super) async fn check<E: Engine>(
         differences.join("; ")
     );
     Err(Problem::new(Code::IsolationViolated, message).into())
+}
+
+/// How long a restart has to wait still. The wall clock is looked at once; from there on the pause is counted by the monotonic
+/// clock, and never longer than any pause is, wherever the wall clock goes.
+fn still_to_wait<E>(inner: &Inner<E>, id: DeploymentId, at: Timestamp, now: Timestamp) -> Option<Duration> {
+    let longest = Duration::from_millis(PAUSE_MAX_MILLISECONDS);
+    let mut live = inner.live();
+    let live = live.get_mut(&id)?;
+    let due = match live.due {
+        Some((known, due)) if known == at => due,
+        _ => Instant::now() + Duration::from_millis(at.since(now)).min(longest),
+    };
+    live.due = Some((at, due));
+    Some(due.saturating_duration_since(Instant::now())).filter(|wait| !wait.is_zero())
 }
 
 /// Exit codes by which init, like a shell, says that a program could not be begun.

@@ -51,6 +51,6 @@ async fn tidy_once<E: Engine>(inner: &Inner<E>) -> Result<(), Trouble> {
     }
     inner.wake_all_but(&inner.database.write(record::all).await?);
     crate::fetch::clean_images(inner).await?;
-    inner.transfers.clean();
+    inner.transfers.clean((inner.options.steady_clock)());
     Ok(())
 }

@@ -123,7 +123,9 @@ async fn ended<E: Engine>(
     let at = (inner.options.clock)();
     let exit_code = facts.as_ref().and_then(|facts| facts.exit_code);
     let out_of_memory = facts.is_some_and(|facts| facts.out_of_memory);
-    let before_reboot = booted_at(at).is_some_and(|boot| since < boot);
+    // What this daemon has seen running did not end with the host; a clock that was set must not make it seem so.
+    let seen = inner.live().get(&record.id).is_some_and(|live| live.judged);
+    let before_reboot = !seen && booted_at(at).is_some_and(|boot| since < boot);
     inner
         .change(record.id, move |record| {
             if before_reboot {

@@ -288,7 +288,7 @@ pub(crate) async fn clean_images<E: Engine>(inner: &Inner<E>) -> Result<(), Trou
     for image in inner.database.write(possession::images).await? {
         let digest = image.digest;
         let absent = !known.contains(&digest);
-        if !absent && !is_due(&image, (inner.options.clock)(), keep) {
+        if !absent && !is_due(&image, (inner.options.steady_clock)(), keep) {
             continue;
         }
         let _entries = inner.transfers.stock.entries.lock().await;
@@ -306,7 +306,8 @@ pub(crate) async fn clean_images<E: Engine>(inner: &Inner<E>) -> Result<(), Trou
                 Ok((possession::images(tx)?, possession::references_of(tx, digest)?))
             })
             .await?;
-        let due = again.iter().any(|image| image.digest == digest && is_due(image, (inner.options.clock)(), keep));
+        let due =
+            again.iter().any(|image| image.digest == digest && is_due(image, (inner.options.steady_clock)(), keep));
         if !due || is_kept(inner.engine.has_image(digest).await?.as_ref(), &references) {
             continue;
         }

@@ -2,13 +2,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use peer_proto::PeerId;
 use peer_proto::code::{Code, Problem};
 use peer_proto::deploy::ImageOffer;
 use peer_proto::id::{Digest, RequestHash};
+use peer_proto::unit::Timestamp;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
@@ -193,12 +194,12 @@ impl Transfers {
     }
 
     /// Drops transfers that nobody waits for any more, and old layers.
-    pub(crate) fn clean(&self) {
+    pub(crate) fn clean(&self, now: Timestamp) {
         let mut state = self.state();
         let State { under_way, awaited, .. } = &mut *state;
         under_way.retain(|request, transfer| awaited.contains(request) || transfer.idle() < 2 * self.patience);
         drop(state);
-        if let Err(error) = self.spool.clean(SPOOL_AGE, SystemTime::now()) {
+        if let Err(error) = self.spool.clean(SPOOL_AGE, UNIX_EPOCH + Duration::from_millis(now.0)) {
             tracing::warn!(%error, "old layers could not be removed");
         }
     }

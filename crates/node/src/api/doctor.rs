@@ -142,9 +142,10 @@ async fn clock_sane(daemon: &Daemon) -> Result<Finding, Failure> {
 
 /// Takes the present time for right: the way out when the clock once stood in the future.
 async fn accept_clock(State(daemon): State<Arc<Daemon>>) -> Result<Json<Vec<Finding>>, Failure> {
-    let accept = |tx: &Tx<'_>| -> Result<(), DatabaseError> {
+    let run = daemon.run.clone();
+    let accept = move |tx: &Tx<'_>| -> Result<(), DatabaseError> {
         let now = clock::now();
-        let former = floor::accept(tx, now)?;
+        let former = run.accept_clock(tx, now)?;
         let (actor, action, outcome) = ("local".to_owned(), "clock accepted".to_owned(), Outcome::Allowed);
         let detail = format!("latest time seen: {} ms -> {} ms", former.0, now.0);
         audit::append(tx, &Entry { at: now, actor, action, outcome, detail })

@@ -18,7 +18,7 @@ use peer_proto::id::{DeploymentId, RequestHash};
 use peer_proto::query::{Answer, Call, Hello, Query};
 use peer_state::audit::{self, Entry, Outcome};
 use peer_state::database::DatabaseError;
-use peer_trust::authorise::{Moment, authorise};
+use peer_trust::authorise::authorise;
 use peer_trust::refusal::Refusal;
 use peer_trust::replay;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
@@ -36,7 +36,7 @@ const LEASE_PATIENCE: Duration = Duration::from_secs(5);
 pub(super) async fn serve(daemon: &Arc<Daemon>, node: &Arc<Node>, inbound: InboundStream) -> Result<(), ExchangeError> {
     let (peer, mut stream) = (inbound.peer, inbound.stream);
     let version = env!("CARGO_PKG_VERSION").to_owned();
-    let hello = Hello { incarnation: node.incarnation, clock: now(), version };
+    let hello = Hello { incarnation: daemon.run.incarnation(), clock: now(), version };
     write_frame(&mut stream, &hello, CONTROL_FRAME_MAX, Deadline::after(FRAME_DEADLINE)).await?;
     let call: Call = read_frame(&mut stream, CONTROL_FRAME_MAX, Deadline::after(FRAME_DEADLINE)).await?;
     match call {
@@ -133,7 +133,7 @@ async fn request(
     // Listening begins before the commit, so that no change after it is missed.
     let changes = room.changes();
     let body = signed.body().clone();
-    match decide(daemon, node, &room, signed).await {
+    match decide(daemon, &room, signed).await {
         Err(error) => replies.fail(database_problem(&error), None).await,
         Ok(Err(refusal)) => {
             daemon.metrics.refused(refusal.problem.code);
@@ -151,16 +151,15 @@ async fn request(
 /// Permission, replay mark, audit line and the room's own row: one transaction (STYLE, steps 7 and 8).
 async fn decide(
     daemon: &Daemon,
-    node: &Node,
     room: &Room<DockerEngine>,
     signed: Signed,
 ) -> Result<Result<Option<Record>, Refusal>, DatabaseError> {
     let room = room.clone();
-    let moment = Moment { now: now(), incarnation: node.incarnation };
+    let run = daemon.run.clone();
     daemon
         .database
         .write(move |tx| {
-            let signer = signed.signer();
+            let (signer, moment) = (signed.signer(), run.moment(tx, now()));
             let held = room.held(tx, &signer)?;
             let share = room.share(tx, &signer, signed.body())?;
             let body = signed.body().clone();
