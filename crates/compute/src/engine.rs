@@ -147,6 +147,10 @@ pub struct EngineFacts {
     pub api_version: String,
     /// Version of its kernel.
     pub kernel_version: String,
+    /// Version of runc, with what a distribution adds, such as `1.1.5+ds1-1+deb12u1`; empty if it is not told.
+    pub runc_version: String,
+    /// Version of containerd, likewise.
+    pub containerd_version: String,
     /// Security options as the engine lists them, such as `name=seccomp,profile=default`.
     pub security_options: Vec<String>,
     /// Whether system calls are filtered by default. Always true: without it the engine is below the floor.

@@ -3,6 +3,7 @@
 //! The id of a deployment is known before its request is sent, and is written down first, so that an answer that is lost
 //! does not lose the deployment.
 
+mod clocks;
 mod conversation;
 mod memory;
 
@@ -24,6 +25,7 @@ use peer_state::database::Database;
 use peer_trust::trust::Trust;
 
 use crate::protocols;
+use clocks::PeerClocks;
 
 pub use conversation::Conversation;
 pub use memory::{Remembered, SCHEMA};
@@ -41,6 +43,7 @@ pub struct Requester {
     pub(crate) database: Database,
     trust: Trust,
     uploads: Arc<Mutex<HashMap<RequestHash, Upload>>>,
+    clocks: PeerClocks,
 }
 
 /// Layers that a provider waits for.
@@ -53,7 +56,7 @@ struct Upload {
 impl Requester {
     /// Speaks over `network` with the key `identity`.
     pub fn new(network: Network, identity: peer_proto::identity::Identity, database: Database, trust: Trust) -> Self {
-        Self { network, identity, database, trust, uploads: Arc::default() }
+        Self { network, identity, database, trust, uploads: Arc::default(), clocks: PeerClocks::default() }
     }
 
     /// The name that a peer has here, or its PeerId.
@@ -71,7 +74,17 @@ impl Requester {
     async fn greet(&self, peer: PeerId) -> Result<(Stream, Hello), Problem> {
         let mut stream = self.open(peer, protocols::CONTROL, Traffic::Control).await?;
         let hello = read_frame(&mut stream, CONTROL_FRAME_MAX, Deadline::after(READ_DEADLINE)).await;
-        Ok((stream, hello.map_err(|error| exchange_problem(&self.name_of(&peer), &error))?))
+        let hello: Hello = hello.map_err(|error| exchange_problem(&self.name_of(&peer), &error))?;
+        self.clocks.note(peer, hello.clock, crate::clock::now());
+        Ok((stream, hello))
+    }
+
+    /// Trusted peers whose clocks were seen within the last hour, by name, and by how much they stood ahead of ours
+    /// (milliseconds).
+    pub fn clocks_of_peers(&self) -> Vec<(String, i64)> {
+        let list = self.trust.snapshot();
+        let name = |peer: &PeerId| Some(list.peers.get(peer)?.name.to_string());
+        self.clocks.lately().iter().filter_map(|(peer, ahead)| Some((name(peer)?, *ahead))).collect()
     }
 
     /// Asks for something that changes nothing.

@@ -115,6 +115,8 @@ pub struct Settings {
     pub limits: Limits,
     /// Whether an identity may start beside an empty database. Of the command line alone.
     pub accept_empty_database: bool,
+    /// The configuration file that was read, if there was one.
+    pub file: Option<PathBuf>,
     explained: Vec<Setting>,
 }
 
@@ -153,7 +155,9 @@ pub fn resolve(
     let settings = reader.settings();
     let (explained, errors) = reader.finish();
     match settings {
-        Some(settings) if errors.is_empty() => Ok(Settings { explained, ..settings }),
+        Some(settings) if errors.is_empty() => {
+            Ok(Settings { explained, file: file.map(|(name, _)| PathBuf::from(name)), ..settings })
+        }
         _ => Err(errors),
     }
 }

@@ -3,6 +3,8 @@
 //! Answers that take time are streams of JSON objects, one a line (NDJSON). A failure is a [`Problem`] as JSON with a 4xx
 //! or 5xx status, or as the last object of a stream. Field names are stable; scripts see them through `--json`.
 
+mod finding;
+
 use serde::{Deserialize, Serialize};
 
 use crate::code::Problem;
@@ -11,6 +13,8 @@ use crate::grant::Grants;
 use crate::id::{DeploymentId, Digest, Name, RequestHash};
 use crate::query::{Capacity, LogLine};
 use crate::unit::Timestamp;
+
+pub use finding::{Finding, Level};
 
 /// Header that every request must carry, so that no web page can make one (value: `1`).
 pub const REQUIRED_HEADER: &str = "peer-compute-client";
@@ -445,32 +449,6 @@ pub struct EngineStatus {
     pub version: Option<String>,
     /// Why it does not answer, or may not be used.
     pub problem: Option<Problem>,
-}
-
-/// One finding of `GET /v1/doctor`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Finding {
-    /// What was looked at, in stable snake_case.
-    pub check: String,
-    /// Result.
-    pub level: Level,
-    /// What was found.
-    pub message: String,
-    /// What to do, if something is to be done.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub advice: Option<String>,
-}
-
-/// How a [`Finding`] is meant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Level {
-    /// As it should be.
-    Ok,
-    /// Works, but could be better.
-    Warning,
-    /// Does not work.
-    Failure,
 }
 
 /// An image that was brought to this machine by peers.

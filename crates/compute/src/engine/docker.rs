@@ -106,7 +106,10 @@ impl Engine for DockerEngine {
         let client = self.client()?;
         let version = call("version", LOOK_UP, client.version()).await?;
         let info = call("info", LOOK_UP, client.info()).await?;
-        judge(version.api_version.unwrap_or_default(), info)
+        let component = |name| component(version.components.as_deref().unwrap_or_default(), name);
+        let (runc_version, containerd_version) = (component("runc"), component("containerd"));
+        let facts = judge(version.api_version.unwrap_or_default(), info)?;
+        Ok(EngineFacts { runc_version, containerd_version, ..facts })
     }
 
     async fn images(&self) -> Result<Vec<ImageChain>, EngineError> {
@@ -230,6 +233,8 @@ fn judge(api_version: String, info: bollard::models::SystemInfo) -> Result<Engin
         version: info.server_version.unwrap_or_default(),
         api_version,
         kernel_version: info.kernel_version.unwrap_or_default(),
+        runc_version: String::new(),
+        containerd_version: String::new(),
         seccomp: true,
         apparmor: has("name=apparmor"),
         user_namespace: has("name=userns"),
@@ -244,6 +249,13 @@ fn judge(api_version: String, info: bollard::models::SystemInfo) -> Result<Engin
         runtime: info.default_runtime.unwrap_or_default(),
         live_restore: info.live_restore_enabled.unwrap_or_default(),
     })
+}
+
+/// The version of a part of the engine. Distributions write theirs in full where others name a commit.
+fn component(all: &[bollard::models::SystemVersionComponents], name: &str) -> String {
+    let Some(found) = all.iter().find(|component| component.name == name) else { return String::new() };
+    let full = found.details.as_ref().and_then(|details| details.get("GitCommit"));
+    full.filter(|full| full.starts_with(&found.version)).unwrap_or(&found.version).clone()
 }
 
 /// The kernel's name of an architecture in the notation of container images.

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use axum::http::{Method, Request as HttpRequest};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{SendRequest, handshake};
-use peer_proto::control::{AuditLine, AuditVerdict, Finding, InitReply, Notice, Peer, Setting, Whoami};
+use peer_proto::control::{AuditLine, AuditVerdict, Finding, InitReply, Level, Notice, Peer, Setting, Whoami};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
@@ -266,6 +266,11 @@ async fn status_doctor_configuration_and_metrics_answer() {
     let findings: Vec<Finding> = served.get("/v1/doctor").await;
     for check in ["rights", "data_directory", "key_file", "clock", "listening", "disk_space", "engine_port"] {
         assert!(findings.iter().any(|finding| finding.check == check), "{check}");
+    }
+    let operations = include_str!("../../../../docs/operations.md");
+    for Finding { check, level, advice, .. } in findings {
+        assert!(operations.contains(&format!("`{check}`")), "docs/operations.md explains {check}");
+        assert_eq!(advice.is_none(), level == Level::Ok, "{check}");
     }
     let configuration: Vec<Setting> = served.get("/v1/configuration").await;
     assert!(configuration.iter().any(|setting| setting.key == "engine" && setting.source == "flag"));

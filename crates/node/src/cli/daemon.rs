@@ -15,7 +15,8 @@ use super::table::table;
 
 /// Look for what keeps this machine from working as it should
 ///
-/// Exits with 1 if something does not work.
+/// Each line is ok, a note, a warning (it works, and less holds than could) or a FAILURE, with what to do about it. Exits
+/// with 1 if there is a failure. docs/operations.md explains every check.
 ///
 /// Example: peerctl doctor
 #[derive(Debug, Args)]
@@ -95,6 +96,7 @@ pub(super) async fn doctor(session: &Session, arguments: &DoctorArguments) -> Re
 fn finding(finding: &Finding) -> String {
     let level = match finding.level {
         Level::Ok => "ok",
+        Level::Note => "note",
         Level::Warning => "warning",
         Level::Failure => "FAILURE",
     };

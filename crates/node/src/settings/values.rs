@@ -117,6 +117,7 @@ impl<'a> Reader<'a> {
             log_format: log_format?,
             limits: limits?,
             accept_empty_database: false,
+            file: None,
             explained: Vec::new(),
         })
     }

@@ -9,19 +9,26 @@ use std::process::{Child, Command, Stdio};
 use crate::world::{Files, Machine, docker_try, eventually, salted};
 
 /// An engine of this test's own. It ends, with everything in it, when it is dropped.
-struct SecondEngine {
+pub(crate) struct SecondEngine {
     directory: tempfile::TempDir,
     namespace: String,
     process: Option<Child>,
+    flags: Vec<String>,
 }
 
 impl SecondEngine {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// With these flags beside its own.
+    pub(crate) fn start_with(flags: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let namespace = format!("peer-engine-{}", std::process::id());
         run("ip", &["netns", "add", &namespace]);
         run("ip", &["netns", "exec", &namespace, "ip", "link", "set", "lo", "up"]);
-        let mut engine = Self { directory, namespace, process: None };
+        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let mut engine = Self { directory, namespace, process: None, flags };
         engine.up();
         engine
     }
@@ -30,7 +37,12 @@ impl SecondEngine {
         self.directory.path().join(name)
     }
 
-    fn socket(&self) -> String {
+    /// The network namespace in which it stands.
+    pub(crate) fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    pub(crate) fn socket(&self) -> String {
         self.path("engine.sock").to_str().unwrap().to_owned()
     }
 
@@ -43,6 +55,7 @@ impl SecondEngine {
             .args(["dockerd", "--bridge=none", "--iptables=false", "--ip6tables=false"])
             .arg(format!("--host=unix://{}", self.socket()))
             .args([flag("data-root", "data"), flag("exec-root", "exec"), flag("pidfile", "pid")])
+            .args(&self.flags)
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .stdin(Stdio::null())

@@ -8,6 +8,7 @@
 mod bad_input;
 mod commands;
 mod crash;
+mod doctor;
 mod engines;
 mod gateway;
 mod identity;

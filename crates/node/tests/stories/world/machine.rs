@@ -149,6 +149,8 @@ pub(crate) struct Machine {
     pub(crate) address: String,
     root: TempDir,
     arguments: Vec<String>,
+    /// The network namespace in which the daemon runs, if it has one of its own.
+    namespace: Option<String>,
     daemon: Option<Running>,
     has_engine: bool,
 }
@@ -189,7 +191,13 @@ impl Machine {
         arguments.extend(flags.iter().map(|flag| (*flag).to_owned()));
         let has_engine = !flags.contains(&"none");
         let (name, peer_id) = (name.to_owned(), String::new());
-        Self { name, peer_id, address, root, arguments, daemon: None, has_engine }
+        Self { name, peer_id, address, root, arguments, namespace: None, daemon: None, has_engine }
+    }
+
+    /// Has the daemon run in this network namespace.
+    pub(crate) fn within(mut self, namespace: &str) -> Self {
+        self.namespace = Some(namespace.to_owned());
+        self
     }
 
     pub(crate) fn init(&mut self) {
@@ -207,7 +215,17 @@ impl Machine {
 
     /// Starts the daemon, without waiting for it.
     pub(crate) fn launch(&self) -> Running {
-        Running::start(Command::new(env!("CARGO_BIN_EXE_peerd")).args(&self.arguments))
+        let peerd = env!("CARGO_BIN_EXE_peerd");
+        let mut command = match &self.namespace {
+            // `ip netns exec` would mount a fresh /sys, in which no control groups are found.
+            Some(namespace) => {
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net=/run/netns/{namespace}")).arg(peerd);
+                command
+            }
+            None => Command::new(peerd),
+        };
+        Running::start(command.args(&self.arguments))
     }
 
     /// Starts the daemon and waits until it answers.
