@@ -1,4 +1,5 @@
-//! Builds the programs under `examples/` statically: they run in an image that holds nothing else.
+//! Builds the programs under `examples/` statically: they run in an image that holds nothing else. So does the program
+//! that the daemon puts into containers' networks, which is built alike and laid beside the daemon.
 //!
 //! They are built for the machine's target by its name, which keeps their own compiler flags apart from everything
 //! else in the target directory.
@@ -12,6 +13,9 @@ use std::{
 /// The programs that can be built.
 pub const NAMES: [&str; 3] = ["hello", "probe", "syscalls"];
 
+/// The program that the daemon runs inside containers' networks.
+const GUEST: &str = "peer-guest";
+
 /// Which of them are a single file of C.
 const IN_C: [&str; 1] = ["syscalls"];
 
@@ -23,6 +27,14 @@ pub enum ExampleError {
     Run {
         /// Which program.
         program: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The program cannot be laid beside the others.
+    #[error("cannot copy the program to {}: {source}", .path.display())]
+    Copy {
+        /// Where to.
+        path: PathBuf,
         /// What the system said.
         source: std::io::Error,
     },
@@ -56,14 +68,29 @@ pub fn build(name: &str) -> Result<PathBuf, ExampleError> {
     if IN_C.contains(&name) {
         return compile(name, &host);
     }
-    let package = format!("peer-example-{name}");
+    build_package(&format!("peer-example-{name}"), &[], &host)
+}
+
+/// Builds the program that runs inside containers' networks, lays it beside the daemon, where that looks for it, and tells
+/// where it lies.
+pub fn build_guest() -> Result<PathBuf, ExampleError> {
+    let built = build_package(GUEST, &["--bin", GUEST, "--features", "program"], &host()?)?;
+    let path = target().join("release").join(GUEST);
+    // By a rename: a daemon may be reading the old one.
+    let fresh = path.with_extension("new");
+    let copied = std::fs::copy(&built, &fresh).and_then(|_| std::fs::rename(&fresh, &path));
+    copied.map_err(|source| ExampleError::Copy { path: path.clone(), source })?;
+    Ok(path)
+}
+
+fn build_package(package: &str, more: &[&str], host: &str) -> Result<PathBuf, ExampleError> {
     let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let mut command = Command::new(&cargo);
     command.current_dir(workspace_root());
-    command.args(["rustc", "--quiet", "--release", "--locked", "--target", &host, "-p", &package]);
-    command.args(["--", "-C", "target-feature=+crt-static"]);
+    command.args(["rustc", "--quiet", "--release", "--locked", "--target", host, "-p", package]);
+    command.args(more).args(["--", "-C", "target-feature=+crt-static"]);
     run(&mut command, &cargo)?;
-    let path = expected(name, &host);
+    let path = target().join(host).join("release").join(package);
     if path.is_file() { Ok(path) } else { Err(ExampleError::NotBuilt(path)) }
 }
 
@@ -81,8 +108,11 @@ fn compile(name: &str, host: &str) -> Result<PathBuf, ExampleError> {
 }
 
 fn expected(name: &str, host: &str) -> PathBuf {
-    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace_root().join("target"), PathBuf::from);
-    target.join(host).join("release").join(format!("peer-example-{name}"))
+    target().join(host).join("release").join(format!("peer-example-{name}"))
+}
+
+fn target() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace_root().join("target"), PathBuf::from)
 }
 
 /// The machine's own target, as the compiler names it.

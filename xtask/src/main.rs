@@ -22,7 +22,7 @@ use xtask::{
 enum Task {
     /// Writes a container image made of files, the same bytes for the same input.
     Image(Box<ImageArgs>),
-    /// Builds the example programs statically and prints their paths.
+    /// Builds the example programs and the one that runs inside containers' networks statically, and prints their paths.
     Examples,
     /// Looks for known vulnerabilities in the crates that are built.
     Advisories {
@@ -154,6 +154,7 @@ fn build_examples() -> Result<(), Box<dyn Error>> {
     for name in examples::NAMES {
         println!("{}", examples::build(name)?.display());
     }
+    println!("{}", examples::build_guest()?.display());
     Ok(())
 }
 
