@@ -62,6 +62,12 @@ pub fn path(name: &str) -> Result<PathBuf, ExampleError> {
     if path.is_file() { Ok(path) } else { Err(ExampleError::NotBuilt(path)) }
 }
 
+/// Where the program lies that runs inside containers' networks, if it has been built.
+pub fn guest_path() -> Result<PathBuf, ExampleError> {
+    let path = target().join("release").join(GUEST);
+    if path.is_file() { Ok(path) } else { Err(ExampleError::NotBuilt(path)) }
+}
+
 /// Builds the example called `name` (one of [`NAMES`]) and tells where its program lies.
 pub fn build(name: &str) -> Result<PathBuf, ExampleError> {
     let host = host()?;

@@ -24,6 +24,8 @@ enum Task {
     Image(Box<ImageArgs>),
     /// Builds the example programs and the one that runs inside containers' networks statically, and prints their paths.
     Examples,
+    /// Builds the program that runs inside containers' networks, lays it beside the daemon, and prints its path.
+    Guest,
     /// Looks for known vulnerabilities in the crates that are built.
     Advisories {
         /// The directory of a copy of the RustSec advisory database.
@@ -98,6 +100,7 @@ fn main() -> ExitCode {
     let done = match Task::parse() {
         Task::Image(args) => write_image(&args),
         Task::Examples => build_examples(),
+        Task::Guest => build_guest(),
         Task::Advisories { database } => look_for_advisories(&database),
         Task::Tidy => run_tidy(),
     };
@@ -154,6 +157,10 @@ fn build_examples() -> Result<(), Box<dyn Error>> {
     for name in examples::NAMES {
         println!("{}", examples::build(name)?.display());
     }
+    build_guest()
+}
+
+fn build_guest() -> Result<(), Box<dyn Error>> {
     println!("{}", examples::build_guest()?.display());
     Ok(())
 }

@@ -4,6 +4,7 @@
 //! - [`profile`] turns a specification into a [`profile::ContainerPlan`], which cannot say "privileged", and is the
 //!   only place where the engine's options are built; [`inspect`] compares them with what the engine reports (I1, I2).
 //! - [`connector`] reaches a container's port from inside its network namespace, so that nothing is published.
+//! - [`guest_program`] is the program of ours that runs inside containers' networks.
 //! - [`image`] moves images as layers named by their digests, without a registry.
 //! - [`logflood`] and [`usage`] watch what a running container does to the machine.
 
@@ -12,6 +13,7 @@ pub mod deployment;
 mod driver;
 pub mod engine;
 pub mod fetch;
+pub mod guest_program;
 pub mod image;
 pub mod inspect;
 pub mod ledger;

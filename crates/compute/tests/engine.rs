@@ -13,6 +13,7 @@ use futures::{StreamExt, TryStreamExt};
 use peer_compute::{
     connector::{ConnectError, Connector},
     engine::{Engine, EngineError, LogOptions},
+    guest_program::GuestProgram,
     image::{
         archive::{Archive, Selection},
         assemble::{LayerSource, assemble},
@@ -436,4 +437,32 @@ async fn an_image_that_somebody_named_is_never_removed() {
     assert_eq!(fixture.engine.resolve(&format!("{name}:1")).await.unwrap(), fixture.image);
     let removed = bollard::query_parameters::RemoveImageOptionsBuilder::default().build();
     docker.remove_image(&format!("{name}:1"), Some(removed), None).await.unwrap();
+}
+
+/// Alone: another version of the program counts every other one's image as a former one.
+#[tokio::test]
+async fn alone_the_image_of_our_own_program_is_brought_once_and_replaced_by_its_next_version() {
+    let path = xtask::examples::guest_path().unwrap();
+    let program = GuestProgram::read(&path).unwrap();
+    let engine = fixture::engine().with_guest_program(program.clone());
+    assert_eq!(engine.guest_image().await.unwrap(), program.image());
+    let facts = engine.has_image(program.image()).await.unwrap().unwrap();
+    assert_eq!((facts.names.len(), facts.entrypoint), (0, vec!["/peer-guest".to_owned()]));
+
+    let directory = tempfile::tempdir().unwrap();
+    let next = directory.path().join("peer-guest");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes.extend(fixture::salt().bytes());
+    std::fs::write(&next, bytes).unwrap();
+    let next = GuestProgram::read(&next).unwrap();
+    let upgraded = fixture::engine().with_guest_program(next.clone());
+    assert_eq!(upgraded.guest_image().await.unwrap(), next.image());
+    assert_eq!(upgraded.has_image(program.image()).await.unwrap(), None);
+
+    // The first daemon brings its own again, and only its start looks for others.
+    assert_eq!(engine.guest_image().await.unwrap(), program.image());
+    assert!(engine.has_image(next.image()).await.unwrap().is_some());
+    engine.remove_image(next.image()).await.unwrap();
+    let none = fixture::engine().guest_image().await.unwrap_err();
+    assert!(none.to_string().contains("install peer-guest"), "{none}");
 }

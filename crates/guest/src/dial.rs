@@ -9,7 +9,7 @@ use futures::{
     io::{AsyncRead, AsyncWrite},
 };
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _, Interest},
+    io::{AsyncReadExt as _, AsyncWriteExt as _, Interest, Ready},
     net::{UnixStream, unix::OwnedReadHalf},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     task::JoinSet,
@@ -132,7 +132,7 @@ async fn ask(stream: Stream) -> Result<(UnixStream, UnixStream, Compat<Stream>),
 
 /// Waits until the user has closed his end altogether. A guest that never ends its side would hold the stream otherwise.
 async fn gone(user: &OwnedReadHalf) {
-    while !user.ready(Interest::WRITABLE).await.is_ok_and(|ready| ready.is_write_closed()) {
+    while !user.ready(Interest::WRITABLE).await.is_ok_and(Ready::is_write_closed) {
         sleep(LOOK).await;
     }
 }

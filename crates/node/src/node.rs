@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use peer_compute::engine::docker::DockerEngine;
+use peer_compute::guest_program::GuestProgram;
 use peer_compute::room::{self, Room};
 use peer_net::{Network, NetworkEvent, Options, RefusalReason};
 use peer_proto::card::SignedCard;
@@ -163,7 +164,12 @@ async fn start_room(daemon: &Daemon) -> Result<Option<Room<DockerEngine>>, Start
         clock: clock::now,
         steady_clock: clock::steady,
     };
-    Ok(Some(Room::start(daemon.database.clone(), DockerEngine::new(socket), options).await?))
+    let mut engine = DockerEngine::new(socket);
+    match GuestProgram::read(&daemon.settings.guest_program) {
+        Ok(program) => engine = engine.with_guest_program(program),
+        Err(error) => tracing::info!(%error, "nothing of ours can run inside containers' networks"),
+    }
+    Ok(Some(Room::start(daemon.database.clone(), engine, options).await?))
 }
 
 /// Tells what happens to the deployments on this machine.

@@ -97,6 +97,8 @@ pub struct Settings {
     pub announce: Vec<Multiaddr>,
     /// Socket of the container engine; absent if this machine runs nobody's containers.
     pub engine_socket: Option<PathBuf>,
+    /// The program that is run inside containers' networks.
+    pub guest_program: PathBuf,
     /// What all peers together may use of this machine.
     pub offer: Offer,
     /// Largest image accepted (bytes, unpacked).

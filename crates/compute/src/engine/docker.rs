@@ -4,6 +4,7 @@
 
 mod containers;
 mod failure;
+mod guest_image;
 mod host;
 mod images;
 mod logs;
@@ -18,6 +19,7 @@ use std::{
 };
 
 use bollard::{API_DEFAULT_VERSION, Docker};
+use guest_image::GuestImage;
 use peer_proto::{
     deploy::{Limits, RegistryReference},
     id::Digest,
@@ -30,6 +32,7 @@ use super::{
     GrowthStream, ImageChain, ImageFacts, LogOptions, LogStream, PullProgress,
 };
 use crate::connector::{ConnectError, Connector, Namespace};
+use crate::guest_program::GuestProgram;
 use crate::profile::ContainerPlan;
 
 /// Where Docker Engine listens unless told otherwise.
@@ -53,6 +56,7 @@ pub struct DockerEngine {
     /// Layers of the images seen at the last listing; an image never changes.
     chains: Mutex<HashMap<Digest, Vec<Digest>>>,
     connector: Connector,
+    guest: GuestImage,
 }
 
 impl fmt::Debug for DockerEngine {
@@ -69,7 +73,14 @@ impl DockerEngine {
             client: OnceLock::new(),
             chains: Mutex::default(),
             connector: Connector::new(NAMESPACE_THREADS),
+            guest: GuestImage::default(),
         }
+    }
+
+    /// The same with a program of ours to run inside containers' networks.
+    #[must_use]
+    pub fn with_guest_program(self, program: GuestProgram) -> Self {
+        Self { guest: GuestImage::of(program), ..self }
     }
 
     /// Where it listens.

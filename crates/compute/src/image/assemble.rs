@@ -25,10 +25,32 @@ pub struct LayerSource {
 
 /// The archive of an image and its size (bytes). Layers are lowest first, as many as the configuration names.
 pub fn assemble(configuration: &[u8], layers: &[LayerSource]) -> io::Result<(ArchiveStream, u64)> {
-    let digest = Digest::of(configuration);
-    let name = |layer: &Digest| format!("{}.tar", layer.hex());
-    let names: Vec<_> = layers.iter().map(|source| name(&source.layer)).collect();
-    let configuration_name = format!("{}.json", digest.hex());
+    let mut parts = description(configuration, layers.iter().map(|source| &source.layer))?;
+    let mut added = HashSet::new();
+    for source in layers {
+        if let Some((path, size)) = &source.file
+            && added.insert(source.layer)
+        {
+            parts.push(Part::Bytes(header(&name_of(&source.layer), *size)?));
+            parts.push(Part::File(path.clone(), *size));
+            parts.push(padding(*size));
+        }
+    }
+    Ok(finish(parts))
+}
+
+/// The same of an image with one layer, whose bytes are at hand.
+pub fn with_layer(configuration: &[u8], layer: Bytes) -> io::Result<(ArchiveStream, u64)> {
+    let (digest, size) = (Digest::of(&layer), layer.len() as u64);
+    let mut parts = description(configuration, std::iter::once(&digest))?;
+    parts.extend([Part::Bytes(header(&name_of(&digest), size)?), Part::Bytes(layer), padding(size)]);
+    Ok(finish(parts))
+}
+
+/// What stands before the layers.
+fn description<'a>(configuration: &[u8], layers: impl Iterator<Item = &'a Digest>) -> io::Result<Vec<Part>> {
+    let names: Vec<_> = layers.map(name_of).collect();
+    let configuration_name = format!("{}.json", Digest::of(configuration).hex());
     let manifest = json!([{ "Config": configuration_name, "RepoTags": null, "Layers": names }]).to_string();
     let mut parts = Vec::new();
     for (name, contents) in [("manifest.json", manifest.as_bytes()), (&configuration_name, configuration)] {
@@ -36,19 +58,17 @@ pub fn assemble(configuration: &[u8], layers: &[LayerSource]) -> io::Result<(Arc
         parts.push(Part::Bytes(Bytes::copy_from_slice(contents)));
         parts.push(padding(contents.len() as u64));
     }
-    let mut added = HashSet::new();
-    for source in layers {
-        if let Some((path, size)) = &source.file
-            && added.insert(source.layer)
-        {
-            parts.push(Part::Bytes(header(&name(&source.layer), *size)?));
-            parts.push(Part::File(path.clone(), *size));
-            parts.push(padding(*size));
-        }
-    }
+    Ok(parts)
+}
+
+fn finish(mut parts: Vec<Part>) -> (ArchiveStream, u64) {
     parts.push(Part::Bytes(Bytes::from_static(&[0; 1024])));
     let size = parts.iter().map(Part::size).sum();
-    Ok((stream::iter(parts).flat_map(Part::into_stream).boxed(), size))
+    (stream::iter(parts).flat_map(Part::into_stream).boxed(), size)
+}
+
+fn name_of(layer: &Digest) -> String {
+    format!("{}.tar", layer.hex())
 }
 
 enum Part {

@@ -87,6 +87,7 @@ impl<'a> Reader<'a> {
         let announce = self.many("announce", Vec::new, announced_address);
         let engine = self.one("engine", || "docker".into(), engine);
         let engine_socket = self.one("engine_socket", || "/var/run/docker.sock".into(), absolute_path);
+        let guest_program = self.one("guest_program", default_guest_program, absolute_path);
         let offer_cpu = self.one("offer_cpu", default_cpu, str::parse::<Millicores>);
         let offer_memory = self.one("offer_memory", default_memory, str::parse::<ByteSize>);
         let offer_containers = self.one("offer_containers", || "32".into(), number);
@@ -104,6 +105,7 @@ impl<'a> Reader<'a> {
             listen: listen?,
             announce: announce?,
             engine_socket: engine_socket.filter(|_| engine == Some(true)),
+            guest_program: guest_program?,
             offer: Offer {
                 cpu: offer_cpu?.get().into(),
                 memory: offer_memory?.get(),
@@ -242,6 +244,12 @@ fn engine(text: &str) -> Result<bool, String> {
         "none" => Ok(false),
         _ => Err(format!("'{}' is not an engine; choose docker or none", escape(text))),
     }
+}
+
+/// Beside the daemon's own program.
+fn default_guest_program() -> String {
+    let own = std::env::current_exe().unwrap_or_else(|_| "/usr/local/bin/peerd".into());
+    own.with_file_name("peer-guest").display().to_string()
 }
 
 fn default_cpu() -> String {
