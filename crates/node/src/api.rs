@@ -41,6 +41,7 @@ use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use zeroize::Zeroize;
 
 use crate::daemon::Daemon;
 use crate::gateways::GatewayError;
@@ -355,8 +356,12 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Payload<T> {
             .await
             .map_err(|error| refuse(format!("the request's body cannot be read: {error}")))?;
         let value = serde_json::from_slice(&bytes)
-            .map_err(|error| refuse(format!("the request is not valid: {}", escape(&error.to_string()))))?;
-        Ok(Self(value))
+            .map_err(|error| refuse(format!("the request is not valid: {}", escape(&error.to_string()))));
+        // It may hold a passphrase. What the HTTP library still refers to is out of reach.
+        if let Ok(mut bytes) = bytes.try_into_mut() {
+            bytes.as_mut().zeroize();
+        }
+        value.map(Self)
     }
 }
 

@@ -1,24 +1,24 @@
 //! `peerd` as one value: what lives from start to end, and the node that exists once there is an identity.
 
+mod identity;
+
 use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use peer_compute::record::{self, Record};
-use peer_compute::room::{database_problem, end_all_of};
+use peer_compute::room::end_all_of;
 use peer_proto::PeerId;
-use peer_proto::code::{Code, Problem};
-use peer_proto::control::{InitReply, InitRequest};
-use peer_proto::id::Name;
 use peer_proto::unit::Timestamp;
 use peer_state::audit::{self, Entry, Outcome};
 use peer_state::data_dir::{DataDir, DataDirError};
 use peer_state::database::{Database, DatabaseError, Tx};
-use peer_trust::key_file::{self, Created, KeyFileError, MachineIdentity};
+use peer_trust::key_file::{KeyFileError, Loaded};
 use peer_trust::peers::ListError;
 use peer_trust::run::Run;
+use peer_trust::seal::SealKey;
 use peer_trust::trust::{Snapshot, Trust};
 use peer_trust::{floor, kept};
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -27,7 +27,10 @@ use tokio::sync::RwLock;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use self::identity::PassphraseFileError;
+use self::identity::Slot;
 use crate::api::{self, ServeError};
+use crate::attempts::Attempts;
 use crate::clock;
 use crate::gateways::{self, Gateways};
 use crate::metrics::Metrics;
@@ -60,6 +63,9 @@ pub enum DaemonError {
     /// The identity.
     #[error(transparent)]
     Identity(#[from] KeyFileError),
+    /// The file with its passphrase.
+    #[error(transparent)]
+    Passphrase(#[from] PassphraseFileError),
     /// The identity is there, and what belongs to it is not.
     #[error(
         "{} is there, but the database beside it is new: there would be no trust list and no audit log; restore peer.db \
@@ -104,19 +110,9 @@ pub struct Daemon {
     /// Ends those tasks.
     pub cancel: CancellationToken,
     node: RwLock<Slot>,
-}
-
-/// The place of the node.
-#[derive(Debug)]
-enum Slot {
-    /// There is no identity.
-    Empty,
-    /// There is an identity, and what kept the node from starting with it.
-    Failed(Problem),
-    /// It runs.
-    Running(Arc<Node>),
-    /// The program ends.
-    Closed,
+    /// What the key file is sealed with while it is open.
+    seal: Mutex<Option<SealKey>>,
+    attempts: Mutex<Attempts>,
 }
 
 impl Daemon {
@@ -128,9 +124,9 @@ impl Daemon {
         let database = Database::open(&data_dir.join("peer.db"), &schemas)?;
         let trust = Trust::open(database.clone())?;
         let gateways = Gateways::open(database.clone())?;
-        let identity = key_file::load(data_dir.path())?;
+        let (loaded, seal) = identity::load(&data_dir, settings.passphrase_file.as_deref())?;
         let started_at = clock::now();
-        if identity.is_some() {
+        if !matches!(loaded, Loaded::Absent) {
             check_filled(&settings, &data_dir, &database, started_at)?;
         }
         database.write_blocking(|tx| end_untrusted(tx, &trust.snapshot(), started_at))?;
@@ -147,78 +143,17 @@ impl Daemon {
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
             node: RwLock::new(Slot::Empty),
+            seal: Mutex::new(seal),
+            attempts: Mutex::default(),
         });
         let keeping = keep_time(daemon.database.clone());
         daemon.tasks.spawn(daemon.cancel.clone().run_until_cancelled_owned(keeping));
-        if let Some(identity) = identity {
-            let node = Node::start(&daemon, identity).await?;
-            *daemon.node.write().await = Slot::Running(node);
-        }
+        *daemon.node.write().await = match loaded {
+            Loaded::Absent => Slot::Empty,
+            Loaded::Locked(locked) => Slot::Locked(locked),
+            Loaded::Open(identity) => Slot::Running(Node::start(&daemon, identity).await?),
+        };
         Ok(daemon)
-    }
-
-    /// The running node.
-    pub async fn node(&self) -> Result<Arc<Node>, Problem> {
-        match &*self.node.read().await {
-            Slot::Running(node) => Ok(node.clone()),
-            Slot::Failed(problem) => Err(problem.clone()),
-            Slot::Closed => Err(Problem::new(Code::ShuttingDown, "the daemon is shutting down")),
-            Slot::Empty => {
-                Err(Problem::new(Code::NoIdentity, "this machine has no identity yet; make one with `peerctl init`"))
-            }
-        }
-    }
-
-    /// Makes an identity and starts the node with it. With `force` the former identity's node ends first.
-    pub async fn init(self: &Arc<Self>, request: InitRequest) -> Result<InitReply, Problem> {
-        let mut slot = self.node.write().await;
-        if matches!(*slot, Slot::Closed) {
-            return Err(Problem::new(Code::ShuttingDown, "the daemon is shutting down"));
-        }
-        let name = request.name.unwrap_or_else(host_name);
-        let now = clock::now();
-        let directory = self.data_dir.path();
-        let created = key_file::prepare(directory, name, request.force, now).map_err(|error| key_problem(&error))?;
-        let peer = created.identity.key.peer_id();
-        // Before the key: an identity without a line in the log is one whose database was lost.
-        self.audit_identity(&created, now).await?;
-        key_file::store(directory, &created.identity).map_err(|error| key_problem(&error))?;
-        if let Slot::Running(former) = &*slot {
-            former.shutdown().await;
-        }
-        let reply = InitReply {
-            peer_id: peer.to_string(),
-            name: created.identity.name.clone(),
-            recovery_phrase: String::clone(&created.recovery_phrase),
-            backup: created.backup.map(|path| path.display().to_string()),
-        };
-        // The phrase is shown once: a node that does not start must not keep it from being shown.
-        *slot = self.started(created.identity).await;
-        Ok(reply)
-    }
-
-    async fn started(self: &Arc<Self>, identity: MachineIdentity) -> Slot {
-        match Node::start(self, identity).await {
-            Ok(node) => Slot::Running(node),
-            Err(error) => {
-                tracing::error!(%error, "the node does not start");
-                let message = format!("the identity is there, but the node does not start: {error}; start peerd again");
-                Slot::Failed(Problem::new(Code::Internal, message))
-            }
-        }
-    }
-
-    async fn audit_identity(&self, created: &Created, now: Timestamp) -> Result<(), Problem> {
-        let peer = created.identity.key.peer_id();
-        let entry = match (&created.backup, created.former) {
-            (None, _) => allowed(now, "identity made", peer.to_string()),
-            (Some(backup), former) => {
-                let former = former.map_or_else(|| "unreadable".to_owned(), |former| former.to_string());
-                allowed(now, "identity replaced", format!("{former} -> {peer}, backup {}", backup.display()))
-            }
-        };
-        let written = self.database.write(move |tx| audit::append(tx, &entry)).await;
-        written.map_err(|error| database_problem(&error))
     }
 
     /// Ends the node in order. Containers are left running.
@@ -298,24 +233,6 @@ async fn keep_time(database: Database) {
 /// A line of the audit log about what this machine did by itself or for its own user.
 fn allowed(at: Timestamp, action: &str, detail: String) -> Entry {
     Entry { at, actor: "local".to_owned(), action: action.to_owned(), outcome: Outcome::Allowed, detail }
-}
-
-/// The host's name as far as it can be a name of ours.
-fn host_name() -> Name {
-    let system = rustix::system::uname();
-    let host = system.nodename().to_string_lossy().to_ascii_lowercase();
-    let allowed = |c: &char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_' | '.');
-    let cut: String = host.chars().filter(allowed).take(63).collect();
-    let name = cut.trim_start_matches(|c: char| !c.is_ascii_alphanumeric());
-    name.parse().unwrap_or_else(|_| "peer".parse().expect("a valid name"))
-}
-
-fn key_problem(error: &KeyFileError) -> Problem {
-    let code = match error {
-        KeyFileError::Exists(_) => Code::IdentityExists,
-        KeyFileError::File(_) | KeyFileError::Damaged(_) | KeyFileError::Exposed { .. } => Code::FileFailed,
-    };
-    Problem::new(code, error.to_string())
 }
 
 /// The whole program `peerd`.

@@ -1,7 +1,8 @@
 //! Tests of the daemon's start and of its identity, through a real data directory.
 #![expect(clippy::unwrap_used, reason = "a failing step is a failing test")]
 
-use peer_proto::control::AuditLine;
+use peer_proto::code::Code;
+use peer_proto::control::{AuditLine, InitRequest};
 
 use super::*;
 

@@ -4,6 +4,7 @@
 //! then trust, then a room, then the engine. Facts come back up the same stream.
 
 pub mod api;
+mod attempts;
 pub mod card;
 pub mod cli;
 pub mod clock;

@@ -113,6 +113,8 @@ pub struct Settings {
     pub log: String,
     /// How it is logged.
     pub log_format: LogFormat,
+    /// File whose first line is the passphrase of a sealed identity.
+    pub passphrase_file: Option<PathBuf>,
     /// Bounds on connections and handshakes.
     pub limits: Limits,
     /// Whether an identity may start beside an empty database. Of the command line alone.

@@ -130,6 +130,10 @@ codes! {
     47 ClockBehind "clock_behind" Refused,
     /// We have deployments on the peer that is to be removed.
     48 DeploymentsThere "deployments_there" Refused,
+    /// The identity is sealed and has not been unlocked since the daemon began.
+    49 Locked "locked" NotReady,
+    /// The passphrase does not open the identity.
+    50 WrongPassphrase "wrong_passphrase" Refused,
 }
 
 impl fmt::Display for Code {

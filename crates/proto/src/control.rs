@@ -4,6 +4,7 @@
 //! or 5xx status, or as the last object of a stream. Field names are stable; scripts see them through `--json`.
 
 mod finding;
+mod identity;
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +16,7 @@ use crate::query::{Capacity, LogLine};
 use crate::unit::Timestamp;
 
 pub use finding::{Finding, Level};
+pub use identity::{IdentityState, InitReply, InitRequest, Seal, Sealed, Secret, Unlock, Unseal, Whoami};
 
 /// Header that every request must carry, so that no web page can make one (value: `1`).
 pub const REQUIRED_HEADER: &str = "peer-compute-client";
@@ -28,51 +30,6 @@ pub struct Version {
     pub version: String,
     /// Version of this interface.
     pub api: u32,
-}
-
-/// `POST /v1/identity`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct InitRequest {
-    /// Name that this machine suggests for itself; the host's name, if absent.
-    pub name: Option<Name>,
-    /// Replace an identity that exists (its key is kept in a backup).
-    #[serde(default)]
-    pub force: bool,
-}
-
-/// Answer to [`InitRequest`]. The only time that the recovery phrase is ever shown.
-#[derive(Clone, Serialize, Deserialize)]
-pub struct InitReply {
-    /// The new PeerId.
-    pub peer_id: String,
-    /// Its name.
-    pub name: Name,
-    /// Twenty-four words that can certify a new key for this machine if it is lost.
-    pub recovery_phrase: String,
-    /// Where the former key was kept.
-    pub backup: Option<String>,
-}
-
-impl std::fmt::Debug for InitReply {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "InitReply({})", self.peer_id)
-    }
-}
-
-/// `GET /v1/identity`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Whoami {
-    /// PeerId.
-    pub peer_id: String,
-    /// Name.
-    pub name: Name,
-    /// Addresses at which it listens.
-    pub addresses: Vec<String>,
-    /// Public half of the recovery key, in hexadecimal.
-    pub recovery_key: String,
-    /// The signed card to hand to others (`peercard1.…`).
-    pub card: String,
 }
 
 /// A trusted peer.
@@ -422,8 +379,11 @@ pub struct AuditVerdict {
 pub struct NodeStatus {
     /// Version of the daemon.
     pub version: String,
-    /// Identity; absent before `init`.
+    /// Identity; absent before `init`, and while it is locked.
     pub identity: Option<Whoami>,
+    /// Whether the identity is sealed and waits for its passphrase: nobody is served then.
+    #[serde(default)]
+    pub locked: bool,
     /// When the daemon began.
     pub started_at: Timestamp,
     /// Peers in the trust list.

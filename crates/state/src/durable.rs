@@ -1,6 +1,6 @@
 //! Small files that are either the old or the new one, whole, whatever happens in between.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -36,6 +36,23 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     sync_directory(directory)
 }
 
+/// As [`write`], for a secret: what the replaced file held is then overwritten where it lies. A file system that never
+/// writes in place, a snapshot, or the spare blocks of a flash disk may keep it all the same.
+pub fn replace_secret(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
+    let former = match OpenOptions::new().write(true).open(path) {
+        Ok(file) => Some(file),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(FileError::at("cannot open", path)(error)),
+    };
+    write(path, bytes, mode)?;
+    let Some(mut former) = former else { return Ok(()) };
+    let wiped = former.metadata().and_then(|metadata| {
+        io::copy(&mut io::Read::take(io::repeat(0), metadata.len()), &mut former)?;
+        former.sync_all()
+    });
+    wiped.map_err(FileError::at("cannot overwrite the former content of", path))
+}
+
 /// Makes the names inside a directory durable.
 pub fn sync_directory(directory: &Path) -> Result<(), FileError> {
     File::open(directory).and_then(|file| file.sync_all()).map_err(FileError::at("cannot sync", directory))
@@ -58,6 +75,17 @@ pub fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError> {
 #[expect(clippy::unwrap_used, reason = "a failing step is a failing test")]
 mod tests {
     use super::*;
+
+    #[test]
+    fn replaced_secret_is_overwritten_where_it_lay() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, link) = (directory.path().join("key"), directory.path().join("link"));
+        write(&path, b"secret", 0o600).unwrap();
+        fs::hard_link(&path, &link).unwrap();
+        replace_secret(&path, b"sealed", 0o600).unwrap();
+        assert_eq!(read(&path, 10).unwrap().unwrap(), b"sealed");
+        assert_eq!(read(&link, 10).unwrap().unwrap(), [0; 6]);
+    }
 
     #[test]
     fn file_is_replaced_whole_with_its_mode() {

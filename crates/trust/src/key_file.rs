@@ -1,4 +1,5 @@
-//! The machine's identity on disk: one file, mode 0600, replaced whole or not at all.
+//! The machine's identity on disk: one file, mode 0600, replaced whole or not at all. It may be sealed by a passphrase
+//! ([`crate::seal`]); nothing else reads or writes it.
 
 use std::path::{Path, PathBuf};
 
@@ -11,9 +12,10 @@ use peer_state::durable::{self, FileError};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::recovery;
+use crate::seal::{self, SealError, SealKey};
 
 const FILE_NAME: &str = "identity.key";
-const FILE_MAX: u64 = 4096;
+const FILE_MAX: u64 = seal::SEALED_MAX as u64;
 
 /// Why the identity cannot be used or made.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +37,36 @@ pub enum KeyFileError {
         /// Its permission bits.
         mode: u32,
     },
+    /// The seal does not open, or cannot be made.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    /// It is not sealed.
+    #[error("the identity is not sealed; seal it with: peerctl identity seal")]
+    NotSealed,
+    /// There is none.
+    #[error("this machine has no identity yet; make one with `peerctl init`")]
+    Absent,
+}
+
+/// What is found on disk.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "read once, at the start")]
+pub enum Loaded {
+    /// Nothing, before `init`.
+    Absent,
+    /// An identity that anybody who reads the file can use.
+    Open(MachineIdentity),
+    /// One that a passphrase opens ([`unlock`]).
+    Locked(LockedIdentity),
+}
+
+/// Whose identity a sealed file says that it holds; proven only when it is open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LockedIdentity {
+    /// The PeerId.
+    pub peer: libp2p_identity::PeerId,
+    /// The name that the machine suggests for itself.
+    pub name: Name,
 }
 
 /// The machine's key with what its card says beside it.
@@ -80,22 +112,54 @@ impl Drop for Stored {
     }
 }
 
-/// Reads the identity; `None` before `init`.
-pub fn load(data_dir: &Path) -> Result<Option<MachineIdentity>, KeyFileError> {
+/// Reads the identity.
+pub fn load(data_dir: &Path) -> Result<Loaded, KeyFileError> {
+    let path = data_dir.join(FILE_NAME);
+    let Some(bytes) = read(&path)? else { return Ok(Loaded::Absent) };
+    match seal::header(&bytes) {
+        Some(header) => {
+            let header = header.map_err(|_| KeyFileError::Damaged(path))?;
+            Ok(Loaded::Locked(LockedIdentity { peer: header.peer, name: header.name }))
+        }
+        None => Ok(Loaded::Open(parse(&bytes, &path)?)),
+    }
+}
+
+/// Opens a sealed identity, and gives the key that seals what is stored next. Whoever wants one that is not sealed gets [`KeyFileError::NotSealed`].
+pub fn unlock(data_dir: &Path, passphrase: &[u8]) -> Result<(MachineIdentity, SealKey), KeyFileError> {
+    let path = data_dir.join(FILE_NAME);
+    let bytes = read(&path)?.ok_or(KeyFileError::Absent)?;
+    if seal::header(&bytes).is_none() {
+        return Err(KeyFileError::NotSealed);
+    }
+    let (header, key, content) = match seal::open(&bytes, passphrase) {
+        Ok(opened) => opened,
+        Err(SealError::Damaged) => return Err(KeyFileError::Damaged(path)),
+        Err(error) => return Err(error.into()),
+    };
+    let identity = parse(&content, &path)?;
+    if identity.key.peer_id() != header.peer || identity.name != header.name {
+        return Err(KeyFileError::Damaged(path));
+    }
+    Ok((identity, key))
+}
+
+fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, KeyFileError> {
     use std::os::unix::fs::PermissionsExt;
 
-    let path = data_dir.join(FILE_NAME);
-    let Some(bytes) = durable::read(&path, FILE_MAX)? else { return Ok(None) };
-    let bytes = Zeroizing::new(bytes);
-    let metadata = std::fs::metadata(&path).map_err(FileError::at("cannot inspect", &path))?;
+    let Some(bytes) = durable::read(path, FILE_MAX)?.map(Zeroizing::new) else { return Ok(None) };
+    let metadata = std::fs::metadata(path).map_err(FileError::at("cannot inspect", path))?;
     let mode = metadata.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
-        return Err(KeyFileError::Exposed { path, mode });
+        return Err(KeyFileError::Exposed { path: path.to_owned(), mode });
     }
-    let Ok(limit) = usize::try_from(FILE_MAX) else { return Err(KeyFileError::Damaged(path)) };
-    let stored: Stored = decode_strict(&bytes, limit).map_err(|_| KeyFileError::Damaged(path))?;
+    Ok(Some(bytes))
+}
+
+fn parse(bytes: &[u8], path: &Path) -> Result<MachineIdentity, KeyFileError> {
+    let stored: Stored = decode_strict(bytes, seal::SEALED_MAX).map_err(|_| KeyFileError::Damaged(path.to_owned()))?;
     let key = Identity::from_seed(&stored.seed);
-    Ok(Some(MachineIdentity { key, name: stored.name.clone(), recovery_key: stored.recovery_key }))
+    Ok(MachineIdentity { key, name: stored.name.clone(), recovery_key: stored.recovery_key })
 }
 
 /// Draws a new identity. One that exists is replaced only if `force` says so; a copy of it is written now.
@@ -104,15 +168,12 @@ pub fn prepare(data_dir: &Path, name: Name, force: bool, now: Timestamp) -> Resu
     let (mut backup, mut replaced) = (None, None);
     if let Some(former) = durable::read(&path, FILE_MAX)?.map(Zeroizing::new) {
         if !force {
-            return Err(match load(data_dir)? {
-                Some(existing) => KeyFileError::Exists(existing.key.peer_id()),
-                None => KeyFileError::Damaged(path),
-            });
+            return Err(peer_of(&load(data_dir)?).map_or(KeyFileError::Damaged(path), KeyFileError::Exists));
         }
         let copy = data_dir.join(format!("identity-{}.key.backup", now.0));
         durable::write(&copy, &former, 0o600)?;
         backup = Some(copy);
-        replaced = load(data_dir).ok().flatten().map(|existing| existing.key.peer_id());
+        replaced = load(data_dir).ok().as_ref().and_then(peer_of);
     }
     let recovery_phrase = recovery::generate();
     let recovery_key = recovery::key_of(&recovery_phrase).expect("a phrase just made is valid").public_key();
@@ -121,12 +182,40 @@ pub fn prepare(data_dir: &Path, name: Name, force: bool, now: Timestamp) -> Resu
     Ok(Created { identity, former: replaced, recovery_phrase, backup })
 }
 
-/// Makes the identity the one of this machine.
-pub fn store(data_dir: &Path, identity: &MachineIdentity) -> Result<(), KeyFileError> {
+fn peer_of(loaded: &Loaded) -> Option<libp2p_identity::PeerId> {
+    match loaded {
+        Loaded::Absent => None,
+        Loaded::Open(identity) => Some(identity.key.peer_id()),
+        Loaded::Locked(locked) => Some(locked.peer),
+    }
+}
+
+/// Makes the identity the one of this machine, under `seal` if there is one. What the file held before is overwritten.
+pub fn store(data_dir: &Path, identity: &MachineIdentity, seal: Option<&SealKey>) -> Result<(), KeyFileError> {
     let MachineIdentity { key, name, recovery_key } = identity;
     let stored = Stored { seed: *key.seed(), name: name.clone(), recovery_key: *recovery_key };
-    durable::write(&data_dir.join(FILE_NAME), &Zeroizing::new(encode(&stored)), 0o600)?;
+    let plain = Zeroizing::new(encode(&stored));
+    let path = data_dir.join(FILE_NAME);
+    match seal {
+        Some(seal) => durable::replace_secret(&path, &seal.seal(&plain, key.peer_id(), name.clone()), 0o600)?,
+        None => durable::replace_secret(&path, &plain, 0o600)?,
+    }
     Ok(())
+}
+
+/// Copies of former keys in the directory, which `init --force` made; sealing the present key does nothing for them.
+pub fn backups(data_dir: &Path) -> Result<Vec<PathBuf>, KeyFileError> {
+    let entries = std::fs::read_dir(data_dir).map_err(FileError::at("cannot list", data_dir))?;
+    let is_backup = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.starts_with("identity-") && name.ends_with(".key.backup")
+    };
+    let mut found: Vec<_> = entries.flatten().map(|entry| entry.path()).filter(is_backup).collect();
+    found.retain(|path| {
+        durable::read(path, FILE_MAX).is_ok_and(|bytes| bytes.is_none_or(|bytes| seal::header(&bytes).is_none()))
+    });
+    found.sort();
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -138,7 +227,7 @@ mod tests {
 
     fn create(dir: &Path, name: Name, force: bool, now: Timestamp) -> Result<Created, KeyFileError> {
         let created = prepare(dir, name, force, now)?;
-        store(dir, &created.identity)?;
+        store(dir, &created.identity, None)?;
         Ok(created)
     }
 
@@ -146,19 +235,48 @@ mod tests {
     fn identity_is_kept_and_never_overwritten_silently() {
         let directory = tempfile::tempdir().unwrap();
         let dir = directory.path();
-        assert!(load(dir).unwrap().is_none());
+        assert!(matches!(load(dir).unwrap(), Loaded::Absent));
         let name: Name = "alice".parse().unwrap();
         let created = create(dir, name.clone(), false, Timestamp(1)).unwrap();
         let peer = created.identity.key.peer_id();
-        assert_eq!(load(dir).unwrap().unwrap().key.peer_id(), peer);
+        assert_eq!(peer_of(&load(dir).unwrap()).unwrap(), peer);
         assert!(matches!(create(dir, name.clone(), false, Timestamp(2)), Err(KeyFileError::Exists(_))));
-        assert_eq!(load(dir).unwrap().unwrap().key.peer_id(), peer);
+        assert_eq!(peer_of(&load(dir).unwrap()).unwrap(), peer);
         let replaced = create(dir, name, true, Timestamp(3)).unwrap();
         assert_ne!(replaced.identity.key.peer_id(), peer);
         assert_eq!(replaced.former, Some(peer));
         let backup = replaced.backup.unwrap();
         std::fs::rename(backup, dir.join(FILE_NAME)).unwrap();
-        assert_eq!(load(dir).unwrap().unwrap().key.peer_id(), peer);
+        assert_eq!(peer_of(&load(dir).unwrap()).unwrap(), peer);
+    }
+
+    #[test]
+    fn sealed_identity_is_nowhere_in_plain_and_opens_by_its_passphrase_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let dir = directory.path();
+        let created = create(dir, "alice".parse().unwrap(), false, Timestamp(1)).unwrap();
+        let (plain, peer) = (created.identity.key.seed(), created.identity.key.peer_id());
+        assert!(matches!(unlock(dir, b"passphrase"), Err(KeyFileError::NotSealed)));
+        let seal = SealKey::of(b"passphrase").unwrap();
+        store(dir, &created.identity, Some(&seal)).unwrap();
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+            assert!(!bytes.windows(32).any(|part| part == &plain[..]));
+        }
+        let Loaded::Locked(locked) = load(dir).unwrap() else { panic!("it is sealed") };
+        assert_eq!((locked.peer, locked.name.as_str()), (peer, "alice"));
+        assert!(matches!(unlock(dir, b"passphrases"), Err(KeyFileError::Seal(SealError::WrongPassphrase))));
+        let (opened, _) = unlock(dir, b"passphrase").unwrap();
+        assert_eq!(opened.key.peer_id(), peer);
+        // What init makes of it never loses it.
+        assert!(matches!(prepare(dir, "bob".parse().unwrap(), false, Timestamp(2)), Err(KeyFileError::Exists(_))));
+        let other = create(dir, "bob".parse().unwrap(), true, Timestamp(3)).unwrap();
+        assert_eq!(other.former, Some(peer));
+        std::fs::rename(other.backup.unwrap(), dir.join(FILE_NAME)).unwrap();
+        assert_eq!(unlock(dir, b"passphrase").unwrap().0.key.peer_id(), peer);
+        // And the seal comes off again.
+        store(dir, &opened, None).unwrap();
+        assert!(matches!(load(dir).unwrap(), Loaded::Open(_)));
     }
 
     #[test]

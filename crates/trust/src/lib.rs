@@ -12,6 +12,7 @@ pub mod recovery;
 pub mod refusal;
 pub mod replay;
 pub mod run;
+pub mod seal;
 pub mod trust;
 
 use peer_state::database::Schema;

@@ -17,7 +17,7 @@ use axum::extract::State;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use peer_compute::engine::{EngineError, EngineFacts};
-use peer_proto::code::Problem;
+use peer_proto::code::{Code, Problem};
 use peer_proto::control::{Finding, Level};
 
 use super::Failure;
@@ -75,6 +75,10 @@ async fn examine(daemon: Arc<Daemon>) -> Result<Json<Vec<Finding>>, Failure> {
 fn identity(examined: &Examined) -> Finding {
     match &examined.node {
         Ok(node) => ok("identity", format!("this machine is {}", node.identity.key.peer_id())),
+        Err(problem) if problem.code == Code::Locked => {
+            let advice = "run: peerctl identity unlock; until then nobody is served, and what runs here is left alone";
+            failure("identity", "the identity is sealed and has not been unlocked", advice)
+        }
         Err(problem) => failure("identity", problem.message.clone(), "run: peerctl init"),
     }
 }

@@ -3,17 +3,23 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use data_encoding::HEXLOWER;
-use peer_proto::control::{InitReply, InitRequest, Version, Whoami};
+use peer_proto::control::{IdentityState, InitReply, InitRequest, Seal, Sealed, Unlock, Unseal, Version, Whoami};
 
 use super::{Failure, Payload, to_the_end};
 use crate::daemon::Daemon;
 use crate::node::Node;
 
 pub(super) fn routes() -> Router<Arc<Daemon>> {
-    Router::new().route("/v1/version", get(version)).route("/v1/identity", get(show).post(init))
+    Router::new()
+        .route("/v1/version", get(version))
+        .route("/v1/identity", get(show).post(init))
+        .route("/v1/identity/state", get(state))
+        .route("/v1/identity/seal", post(seal))
+        .route("/v1/identity/unseal", post(unseal))
+        .route("/v1/identity/unlock", post(unlock))
 }
 
 async fn version() -> Json<Version> {
@@ -27,6 +33,37 @@ async fn init(
     let work = {
         let daemon = daemon.clone();
         async move { Ok(daemon.init(request).await?) }
+    };
+    to_the_end(&daemon, work).await.map(Json)
+}
+
+async fn state(State(daemon): State<Arc<Daemon>>) -> Result<Json<IdentityState>, Failure> {
+    Ok(Json(daemon.identity_state().await?))
+}
+
+async fn seal(State(daemon): State<Arc<Daemon>>, Payload(request): Payload<Seal>) -> Result<Json<Sealed>, Failure> {
+    let work = {
+        let daemon = daemon.clone();
+        async move { Ok(daemon.set_seal(request).await?) }
+    };
+    to_the_end(&daemon, work).await.map(Json)
+}
+
+async fn unseal(State(daemon): State<Arc<Daemon>>, Payload(request): Payload<Unseal>) -> Result<Json<Sealed>, Failure> {
+    let work = {
+        let daemon = daemon.clone();
+        async move { Ok(daemon.unseal(request).await?) }
+    };
+    to_the_end(&daemon, work).await.map(Json)
+}
+
+async fn unlock(
+    State(daemon): State<Arc<Daemon>>,
+    Payload(request): Payload<Unlock>,
+) -> Result<Json<IdentityState>, Failure> {
+    let work = {
+        let daemon = daemon.clone();
+        async move { Ok(daemon.unlock(request).await?) }
     };
     to_the_end(&daemon, work).await.map(Json)
 }

@@ -6,6 +6,7 @@ use axum::extract::State;
 use axum::routing::get;
 use axum::{Json, Router};
 use peer_net::Role;
+use peer_proto::code::Code;
 use peer_proto::control::{EngineStatus, NodeStatus, Setting};
 use peer_proto::query::Capacity;
 use peer_proto::unit::{ByteSize, Millicores};
@@ -23,7 +24,9 @@ async fn configuration(State(daemon): State<Arc<Daemon>>) -> Json<Vec<Setting>> 
 }
 
 async fn status(State(daemon): State<Arc<Daemon>>) -> Result<Json<NodeStatus>, Failure> {
-    let node = daemon.node().await.ok();
+    let node = daemon.node().await;
+    let locked = node.as_ref().is_err_and(|problem| problem.code == Code::Locked);
+    let node = node.ok();
     let node = node.as_deref();
     let mut hosted = 0;
     let mut offered = all_free(&daemon);
@@ -40,6 +43,7 @@ async fn status(State(daemon): State<Arc<Daemon>>) -> Result<Json<NodeStatus>, F
     Ok(Json(NodeStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         identity: node.map(|node| identity::whoami(&daemon, node)),
+        locked,
         started_at: daemon.started_at,
         peers: count(daemon.trust.snapshot().peers.len()),
         peers_connected: node.map_or(0, connected),

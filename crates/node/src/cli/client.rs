@@ -22,6 +22,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
+use zeroize::Zeroizing;
 
 use super::failure::Failure;
 
@@ -125,7 +126,9 @@ impl Client {
             Some(body) => {
                 let json = serde_json::to_vec(body)
                     .map_err(|error| Failure::new(Code::Internal, format!("the request cannot be written: {error}")))?;
-                let body = Full::new(Bytes::from(json)).map_err(|never| match never {}).boxed_unsync();
+                // It may hold a passphrase.
+                let body =
+                    Full::new(Bytes::from_owner(Zeroizing::new(json))).map_err(|never| match never {}).boxed_unsync();
                 complete(request.header(CONTENT_TYPE, "application/json"), body)?
             }
         };

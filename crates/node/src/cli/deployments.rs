@@ -179,12 +179,12 @@ fn node_in_full(status: &NodeStatus) -> String {
     };
     let mut text = fields(&[
         ("version", status.version.clone()),
-        ("name", identity.map_or_else(|| "none yet; run peerctl init".to_owned(), |own| own.name.to_string())),
+        ("name", identity.map_or_else(|| without_identity(status).to_owned(), |own| own.name.to_string())),
         ("peer id", identity.map(|own| own.peer_id.clone()).unwrap_or_default()),
         ("addresses", identity.map(|own| own.addresses.join(", ")).unwrap_or_default()),
         ("running since", rfc3339(status.started_at)),
         ("peers", format!("{} ({} connected)", status.peers, status.peers_connected)),
-        ("engine", engine(status.engine.as_ref())),
+        ("engine", if status.locked { "waits for the identity".to_owned() } else { engine(status.engine.as_ref()) }),
         ("hosted", format!("{} deployments of peers", status.hosted)),
         ("offered", in_words(&peer_proto::grant::Grants { deploy: capacity.granted.clone() })),
         ("free", free),
@@ -194,6 +194,10 @@ fn node_in_full(status: &NodeStatus) -> String {
         text.push_str(&gateways::list(&status.gateways));
     }
     text
+}
+
+fn without_identity(status: &NodeStatus) -> &'static str {
+    if status.locked { "locked; run peerctl identity unlock" } else { "none yet; run peerctl init" }
 }
 
 fn engine(engine: Option<&EngineStatus>) -> String {

@@ -1,13 +1,14 @@
-//! `init` and `whoami`.
+//! `init`, `whoami` and `identity …`.
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use hyper::Method;
-use peer_proto::control::{InitReply, InitRequest, Whoami};
+use peer_proto::control::{IdentityState, InitReply, InitRequest, Whoami};
 use peer_proto::id::Name;
 use peer_proto::text::escape;
 
 use super::Session;
 use super::failure::Failure;
+use super::seal::{self, SealArguments, UnlockArguments};
 use super::table::fields;
 
 /// Give this machine its identity, once
@@ -33,6 +34,41 @@ pub(super) struct WhoamiArguments {
     /// Print only the card, which `peerctl peers add` accepts on the other machine
     #[arg(long)]
     card: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum IdentityCommand {
+    Status(StatusArguments),
+    Seal(SealArguments),
+    Unlock(UnlockArguments),
+}
+
+/// Show how this machine's key is kept
+///
+/// Example: peerctl identity status
+#[derive(Debug, Args)]
+pub(super) struct StatusArguments {}
+
+/// Runs `identity`.
+pub(super) async fn run(session: &Session, command: IdentityCommand) -> Result<(), Failure> {
+    match command {
+        IdentityCommand::Status(StatusArguments {}) => {
+            let state: IdentityState = session.client.get("/v1/identity/state").await?;
+            session.output.result(&state, in_words)
+        }
+        IdentityCommand::Seal(arguments) => seal::seal(session, arguments).await,
+        IdentityCommand::Unlock(arguments) => seal::unlock(session, arguments).await,
+    }
+}
+
+/// How an identity stands, for people.
+pub(super) fn in_words(state: &IdentityState) -> String {
+    let seal = match (state.sealed, state.locked) {
+        (false, _) => "none; `peerctl identity seal` protects the key by a passphrase",
+        (true, false) => "by a passphrase; open since the daemon began",
+        (true, true) => "by a passphrase that has not been given yet: run `peerctl identity unlock`",
+    };
+    fields(&[("name", state.name.to_string()), ("peer id", state.peer_id.clone()), ("seal", seal.to_owned())])
 }
 
 /// Runs `init`.

@@ -22,7 +22,9 @@ mod lifecycle;
 mod logs;
 mod moment;
 mod output;
+mod passphrase;
 mod peers;
+mod seal;
 mod stats;
 mod table;
 mod transfer;
@@ -76,6 +78,9 @@ struct Global {
 enum Command {
     Init(identity::InitArguments),
     Whoami(identity::WhoamiArguments),
+    /// The key of this machine: its seal
+    #[command(subcommand)]
+    Identity(identity::IdentityCommand),
     /// The peers that this machine trusts
     #[command(subcommand)]
     Peers(peers::PeersCommand),
@@ -164,6 +169,7 @@ async fn dispatch(command: Command, session: &Session) -> Result<(), Failure> {
     match command {
         Command::Init(arguments) => identity::init(session, arguments).await,
         Command::Whoami(arguments) => identity::whoami(session, &arguments).await,
+        Command::Identity(command) => identity::run(session, command).await,
         Command::Peers(command) => peers::run(session, command).await,
         Command::Invite(arguments) => invitations::invite(session, arguments).await,
         Command::Join(arguments) => invitations::join(session, arguments).await,

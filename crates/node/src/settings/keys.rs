@@ -60,6 +60,11 @@ pub(super) const KEYS: &[Key] = &[
     one("metrics_listen", "HOST:PORT", "Loopback address to serve metrics on as well"),
     one("log", "FILTER", "What is logged, such as info or peer_node=debug,warn"),
     one("log_format", "FORMAT", "text or json"),
+    one(
+        "passphrase_file",
+        "PATH",
+        "File with the passphrase of a sealed identity, such as /dev/fd/3 or a systemd credential",
+    ),
     one("max_connections", "NUMBER", "Established connections, over all peers"),
     one("max_connections_per_address", "NUMBER", "Established inbound connections from one address"),
     one("max_connections_per_peer", "NUMBER", "Established connections with one peer"),

@@ -97,6 +97,7 @@ impl<'a> Reader<'a> {
         let metrics_listen = self.one("metrics_listen", String::new, loopback);
         let log = self.one("log", || "info,libp2p_swarm=warn".into(), filter);
         let log_format = self.one("log_format", || "text".into(), log_format);
+        let passphrase_file = self.one("passphrase_file", String::new, optional_path);
         let limits = self.limits();
         Some(Settings {
             data_dir: data_dir?,
@@ -117,6 +118,7 @@ impl<'a> Reader<'a> {
             metrics_listen: metrics_listen?,
             log: log?,
             log_format: log_format?,
+            passphrase_file: passphrase_file?,
             limits: limits?,
             accept_empty_database: false,
             file: None,
@@ -184,6 +186,10 @@ impl<'a> Reader<'a> {
 fn absolute_path(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
     if path.is_absolute() { Ok(path) } else { Err(format!("'{}' is not an absolute path", escape(text))) }
+}
+
+fn optional_path(text: &str) -> Result<Option<PathBuf>, String> {
+    if text.is_empty() { Ok(None) } else { absolute_path(text).map(Some) }
 }
 
 /// A uid, or the uid of a name in the file of users.

@@ -26,8 +26,10 @@ fn check_keys(value: &Value) {
 
 /// Commands that other tests here run with `--json`, as [`every_command_answers_people_and_scripts`] does not: they begin
 /// a machine's life, need an image, end a deployment, or go on.
-const ELSEWHERE: [(&str, &str); 6] = [
+const ELSEWHERE: [(&str, &str); 8] = [
     ("init", "identity: init_makes_a_private_key_once_and_force_keeps_a_backup"),
+    ("identity seal", "sealing"),
+    ("identity unlock", "sealing"),
     ("join", "identity: a_ticket_works_once_and_in_its_time"),
     ("deploy", "images"),
     ("push", "images"),
@@ -47,8 +49,9 @@ fn every_command_answers_people_and_scripts() {
     pair.hello("web", &["--expose", "8080", "--no-publish", "-e", "GREETING=x"]);
     let ticket = pair.bob.json(&["invite"])["id"].as_str().unwrap().to_owned();
     let (alice, bob) = (&pair.alice, &pair.bob);
-    let commands: [(&Machine, &[&str]); 27] = [
+    let commands: [(&Machine, &[&str]); 28] = [
         (alice, &["whoami"]),
+        (alice, &["identity", "status"]),
         (alice, &["peers", "list"]),
         (alice, &["peers", "show", "bob"]),
         (alice, &["peers", "rename", "bob", "bob"]),

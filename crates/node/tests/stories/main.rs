@@ -18,5 +18,6 @@ mod lifecycle;
 mod main_job;
 mod ownership;
 mod requests;
+mod sealing;
 mod trust;
 mod world;

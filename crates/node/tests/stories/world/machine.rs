@@ -213,6 +213,11 @@ impl Machine {
         self.root.path().join("run/peerd.sock")
     }
 
+    /// Gives these flags to the daemon from its next start on.
+    pub(crate) fn argue(&mut self, flags: &[&str]) {
+        self.arguments.extend(flags.iter().map(|flag| (*flag).to_owned()));
+    }
+
     /// Starts the daemon, without waiting for it.
     pub(crate) fn launch(&self) -> Running {
         let peerd = env!("CARGO_BIN_EXE_peerd");

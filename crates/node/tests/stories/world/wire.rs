@@ -34,10 +34,18 @@ pub(crate) struct Wire {
     _policy: watch::Sender<Arc<Policy>>,
 }
 
+/// The key of a machine, which is not sealed.
+pub(crate) fn key_of(machine: &Machine) -> Identity {
+    match key_file::load(&machine.data()).unwrap() {
+        key_file::Loaded::Open(identity) => identity.key,
+        other => panic!("no key in the open: {other:?}"),
+    }
+}
+
 impl Wire {
     /// Speaks with the key of `machine`, whose daemon must be down, to these others.
     pub(crate) fn of(machine: &Machine, others: &[&Machine]) -> Self {
-        Self::with(key_file::load(&machine.data()).unwrap().unwrap().key, others)
+        Self::with(key_of(machine), others)
     }
 
     /// Speaks with any key.
