@@ -163,7 +163,7 @@ impl Gateway {
             None => None,
         };
         let metrics_address = metrics_listener.as_ref().map(tokio::net::TcpListener::local_addr).transpose()?;
-        let limits = Limits { inbound_streams_per_connection: LEASE_STREAMS_MAX, ..Limits::default() };
+        let limits = Limits { inbound_streams_per_provider: LEASE_STREAMS_MAX, ..Limits::default() };
         let options = Options { listen: vec![settings.listen.clone()], limits, ..Options::default() };
         let protocols = Protocols::none().allow(Role::Provider, &[LEASE]);
         let (network, incoming) = Network::start(identity.to_keypair(), options, policy.subscribe(), protocols).await?;

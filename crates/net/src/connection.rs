@@ -93,6 +93,7 @@ pub(crate) struct Connection {
     pub(crate) since: Instant,
     pub(crate) requests: mpsc::Sender<OpenRequest>,
     pub(crate) outbound_slots: Arc<Semaphore>,
+    /// The peer's own, over all of its connections.
     pub(crate) inbound_slots: Arc<Semaphore>,
     bulk: AtomicBool,
     life: watch::Sender<Life>,
@@ -111,7 +112,7 @@ pub(crate) struct Established {
     pub(crate) address: Multiaddr,
     pub(crate) traffic: Traffic,
     pub(crate) outbound_streams: usize,
-    pub(crate) inbound_streams: usize,
+    pub(crate) inbound_slots: Arc<Semaphore>,
 }
 
 impl Connection {
@@ -129,7 +130,7 @@ impl Connection {
             since: Instant::now(),
             requests,
             outbound_slots: Arc::new(Semaphore::new(established.outbound_streams)),
-            inbound_slots: Arc::new(Semaphore::new(established.inbound_streams)),
+            inbound_slots: established.inbound_slots,
             bulk: AtomicBool::new(established.traffic == Traffic::Bulk),
             life: watch::Sender::new(life),
             round_trip: AtomicU64::new(0),

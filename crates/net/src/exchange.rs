@@ -1,11 +1,13 @@
 //! Frames on a stream, each with a size limit and a deadline: a big-endian length, then canonical CBOR.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use minicbor::{Decode, Encode};
 use peer_proto::frame::{self, FrameError, LENGTH_BYTES};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 /// Largest buffer made before the bytes that fill it have arrived.
@@ -49,6 +51,65 @@ impl Deadline {
     }
 }
 
+/// Bytes in one unit of a [`Budget`].
+const BUDGET_UNIT: usize = 1024;
+
+/// Memory for messages that are being read and looked at: one peer's, within that of all (V5). Messages that fit the first
+/// allocation are not counted; streams bound those.
+#[derive(Debug, Clone)]
+pub struct Budget {
+    own: Arc<Semaphore>,
+    all: Arc<Semaphore>,
+}
+
+/// The part of a [`Budget`] that a message holds until this is dropped.
+#[derive(Debug)]
+pub struct Reserved {
+    _permits: [OwnedSemaphorePermit; 2],
+}
+
+impl Budget {
+    /// So many bytes for everybody together; [`Budget::share`] makes one peer's.
+    pub fn for_all(bytes: usize) -> Self {
+        let all = Arc::new(Semaphore::new(bytes / BUDGET_UNIT));
+        Self { own: Arc::clone(&all), all }
+    }
+
+    /// One peer's part. The largest message must fit it.
+    #[must_use]
+    pub fn share(&self, bytes: usize) -> Self {
+        Self { own: Arc::new(Semaphore::new(bytes / BUDGET_UNIT)), all: Arc::clone(&self.all) }
+    }
+
+    /// Waits for room. The peer's own part comes first, so that nobody holds room of all while he waits for his own.
+    async fn reserve(&self, bytes: usize) -> Result<Option<Reserved>, ExchangeError> {
+        if bytes <= FIRST_ALLOCATION {
+            return Ok(None);
+        }
+        let units = u32::try_from(bytes.div_ceil(BUDGET_UNIT)).unwrap_or(u32::MAX);
+        let closed = |_| ExchangeError::TimedOut;
+        let own = Arc::clone(&self.own).acquire_many_owned(units).await.map_err(closed)?;
+        let all = Arc::clone(&self.all).acquire_many_owned(units).await.map_err(closed)?;
+        Ok(Some(Reserved { _permits: [own, all] }))
+    }
+}
+
+/// As [`read_frame`], within a budget: a message that announces more than is left waits, and the sender with it.
+pub async fn read_frame_within<T, S>(
+    stream: &mut S,
+    limit: usize,
+    deadline: Deadline,
+    budget: &Budget,
+) -> Result<(T, Option<Reserved>), ExchangeError>
+where
+    T: Encode<()> + for<'b> Decode<'b, ()>,
+    S: AsyncRead + Unpin,
+{
+    let received = deadline.bound(receive(stream, limit, Some(budget))).await;
+    let (bytes, reserved) = received.unwrap_or(Err(ExchangeError::TimedOut))?;
+    Ok((frame::decode_strict(&bytes, limit)?, reserved))
+}
+
 /// Reads one message of at most `limit` bytes.
 pub async fn read_frame<T, S>(stream: &mut S, limit: usize, deadline: Deadline) -> Result<T, ExchangeError>
 where
@@ -78,7 +139,8 @@ pub async fn read_frame_bytes<S>(stream: &mut S, limit: usize, deadline: Deadlin
 where
     S: AsyncRead + Unpin,
 {
-    deadline.bound(receive(stream, limit)).await.unwrap_or(Err(ExchangeError::TimedOut))
+    let received = deadline.bound(receive(stream, limit, None)).await;
+    Ok(received.unwrap_or(Err(ExchangeError::TimedOut))?.0)
 }
 
 /// Writes the bytes of one frame and flushes them.
@@ -106,7 +168,11 @@ where
     deadline.bound(send).await.ok_or(ExchangeError::TimedOut)?.map_err(ExchangeError::Broken)
 }
 
-async fn receive<S: AsyncRead + Unpin>(stream: &mut S, limit: usize) -> Result<Vec<u8>, ExchangeError> {
+async fn receive<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    limit: usize,
+    budget: Option<&Budget>,
+) -> Result<(Vec<u8>, Option<Reserved>), ExchangeError> {
     let mut prefix = [0; LENGTH_BYTES];
     let first = stream.read(&mut prefix).await?;
     if first == 0 {
@@ -118,11 +184,15 @@ async fn receive<S: AsyncRead + Unpin>(stream: &mut S, limit: usize) -> Result<V
     if length > limit {
         return Err(FrameError::TooLong { length, limit }.into());
     }
+    let reserved = match budget {
+        Some(budget) => budget.reserve(length).await?,
+        None => None,
+    };
     // The buffer grows with what arrives, so that an announced length alone costs nothing.
     let mut bytes = Vec::with_capacity(length.min(FIRST_ALLOCATION));
     let received = stream.take(u64::from(announced)).read_to_end(&mut bytes).await?;
     if received < length {
         return Err(ExchangeError::Broken(io::ErrorKind::UnexpectedEof.into()));
     }
-    Ok(bytes)
+    Ok((bytes, reserved))
 }

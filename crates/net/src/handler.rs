@@ -23,7 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::connection::{Connection, Direction, Established, Traffic};
 use crate::counters::count;
-use crate::gate::{NotAdmitted, Role};
+use crate::gate::NotAdmitted;
 use crate::network::Shared;
 use crate::protocol::{BULK_MARKER, Protocol};
 use crate::streams::{InboundStream, Stream};
@@ -130,6 +130,8 @@ pub(crate) struct Handler {
     connection: Arc<Connection>,
     offered: Arc<[Protocol]>,
     requests: mpsc::Receiver<OpenRequest>,
+    /// Streams of ours whose protocol the remote has not agreed to yet; the remote bounds them too.
+    proposed: usize,
     marker_wanted: bool,
     refusal_reported: bool,
     incoming: mpsc::Sender<InboundStream>,
@@ -145,7 +147,7 @@ impl Handler {
             return;
         }
         let Ok(slot) = Arc::clone(&self.connection.inbound_slots).try_acquire_owned() else {
-            return self.refuse(protocol, "the connection has too many open streams");
+            return self.refuse(protocol, "the peer has too many open streams");
         };
         let stream = InboundStream {
             peer: self.connection.peer,
@@ -212,10 +214,15 @@ impl ConnectionHandler for Handler {
             Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest { protocol })
         };
         if std::mem::take(&mut self.marker_wanted) {
+            self.proposed += 1;
             return propose(BULK_MARKER, Agreement::Awaited, Opening::Marker);
         }
-        while let Poll::Ready(Some(request)) = self.requests.poll_recv(context) {
+        // Each end of a proposal is an event of this connection, after which this is asked again.
+        while self.proposed < self.shared.options.limits.proposed_streams(self.connection.role)
+            && let Poll::Ready(Some(request)) = self.requests.poll_recv(context)
+        {
             if !request.reply.is_closed() {
+                self.proposed += 1;
                 return propose(request.protocol, request.agreement, Opening::Request(request));
             }
         }
@@ -238,9 +245,13 @@ impl ConnectionHandler for Handler {
                 self.accept(stream, protocol);
             }
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol: stream, info }) => {
+                self.proposed = self.proposed.saturating_sub(1);
                 self.opened(stream, info);
             }
-            ConnectionEvent::DialUpgradeError(DialUpgradeError { info, error }) => Self::failed(info, error),
+            ConnectionEvent::DialUpgradeError(DialUpgradeError { info, error }) => {
+                self.proposed = self.proposed.saturating_sub(1);
+                Self::failed(info, error);
+            }
             _ => {}
         }
     }
@@ -285,11 +296,8 @@ impl Streams {
             direction,
             address: address.clone(),
             traffic: if bulk { Traffic::Bulk } else { Traffic::Control },
-            outbound_streams: limits.outbound_streams_per_connection,
-            inbound_streams: match role {
-                Role::Joiner => limits.inbound_streams_per_joiner,
-                Role::Peer | Role::Gateway | Role::Provider => limits.inbound_streams_per_connection,
-            },
+            outbound_streams: limits.outbound_streams(role),
+            inbound_slots: self.shared.shares.of(peer, role, limits).slots,
         };
         let connection = Arc::new(Connection::new(established, requests));
         self.nascent = Some(Arc::clone(&connection));
@@ -297,6 +305,7 @@ impl Streams {
             connection,
             offered: self.shared.protocols.offered_to(role),
             requests: queue,
+            proposed: 0,
             marker_wanted: bulk,
             refusal_reported: false,
             incoming: self.incoming.clone(),

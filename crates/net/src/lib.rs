@@ -12,11 +12,13 @@ mod driver;
 pub mod exchange;
 mod gate;
 mod handler;
+mod multiplex;
 mod network;
 mod once;
 mod options;
 mod protocol;
 mod resolve;
+mod share;
 mod streams;
 mod swarm;
 

@@ -17,8 +17,10 @@ use crate::driver::{Command, Driver};
 use crate::exchange::Deadline;
 use crate::gate::Policy;
 use crate::handler::{Agreement, OpenRequest, StreamFailure};
+use crate::multiplex::Multiplexing;
 use crate::options::Options;
 use crate::protocol::{Protocol, Protocols};
+use crate::share::Shares;
 use crate::streams::{Incoming, Stream};
 use crate::swarm;
 
@@ -191,6 +193,7 @@ pub(crate) struct Shared {
     pub(crate) counters: Counters,
     pub(crate) table: Table,
     pub(crate) events: broadcast::Sender<NetworkEvent>,
+    pub(crate) shares: Shares,
     policy: RwLock<Arc<Policy>>,
     /// Why the last dial of each peer failed; only peers that are dialled have an entry.
     failures: RwLock<HashMap<PeerId, OpenError>>,
@@ -205,6 +208,7 @@ impl Shared {
             counters: Counters::default(),
             table: Table::default(),
             events: broadcast::Sender::new(EVENT_QUEUE),
+            shares: Shares::default(),
             policy: RwLock::new(policy),
             failures: RwLock::default(),
             listening: RwLock::default(),
@@ -216,7 +220,16 @@ impl Shared {
     }
 
     pub(crate) fn replace_policy(&self, policy: Arc<Policy>) -> Arc<Policy> {
+        self.shares.keep(&policy);
         std::mem::replace(&mut *self.policy.write().unwrap_or_else(PoisonError::into_inner), policy)
+    }
+
+    /// The bounds of a new connection. Whoever is not admitted is refused before he can open a stream.
+    pub(crate) fn multiplexing(&self, peer: &PeerId) -> Multiplexing {
+        let limits = &self.options.limits;
+        let Some(role) = self.policy().role(peer) else { return Multiplexing { streams: 1, waiting: 0, pace: None } };
+        let pace = self.shares.of(*peer, role, limits).pace;
+        Multiplexing { streams: limits.multiplexed_streams(role), waiting: limits.waiting_streams(role), pace }
     }
 
     pub(crate) fn record_failure(&self, peer: PeerId, failure: Option<OpenError>) {
@@ -427,7 +440,7 @@ impl Network {
     ) -> Result<Option<Stream>, OpenError> {
         let peer = connection.peer;
         let acquired = deadline.bound(Arc::clone(&connection.outbound_slots).acquire_owned()).await;
-        let limit = self.inner.shared.options.limits.outbound_streams_per_connection;
+        let limit = self.inner.shared.options.limits.outbound_streams(connection.role);
         let failure = match acquired.ok_or(OpenError::Busy { peer, limit })? {
             Ok(slot) => {
                 let (reply, answer) = oneshot::channel();

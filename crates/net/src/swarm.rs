@@ -9,7 +9,7 @@ use libp2p::core::transport::Boxed;
 use libp2p::core::upgrade::Version;
 use libp2p::identity::Keypair;
 use libp2p::swarm::NetworkBehaviour;
-use libp2p::{PeerId, Swarm, Transport, noise, ping, tcp, yamux};
+use libp2p::{PeerId, Swarm, Transport, noise, ping, tcp};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -17,7 +17,6 @@ use tokio_util::task::TaskTracker;
 use crate::gate::{HandshakeGate, PolicyGate};
 use crate::handler::Streams;
 use crate::network::Shared;
-use crate::options::Options;
 use crate::streams::InboundStream;
 
 /// Addresses of one peer that are tried at once.
@@ -35,14 +34,13 @@ pub(crate) struct Behaviour {
 }
 
 /// TCP, Noise (which proves the PeerId), Yamux.
-fn transport(keypair: &Keypair, options: &Options) -> Result<Boxed<(PeerId, StreamMuxerBox)>, noise::Error> {
-    let mut multiplexer = yamux::Config::default();
-    multiplexer.set_max_num_streams(options.limits.multiplexed_streams());
+fn transport(keypair: &Keypair, shared: &Arc<Shared>) -> Result<Boxed<(PeerId, StreamMuxerBox)>, noise::Error> {
+    let judge = Arc::clone(shared);
     Ok(tcp::tokio::Transport::new(tcp::Config::default())
         .upgrade(Version::V1Lazy)
         .authenticate(noise::Config::new(keypair)?)
-        .multiplex(multiplexer)
-        .timeout(options.handshake_timeout)
+        .multiplex_ext(move |peer, _| judge.multiplexing(peer))
+        .timeout(shared.options.handshake_timeout)
         .boxed())
 }
 
@@ -77,6 +75,6 @@ pub(crate) fn build(
         .with_idle_connection_timeout(options.idle_timeout)
         .with_max_negotiating_inbound_streams(options.limits.negotiating_streams)
         .with_dial_concurrency_factor(DIAL_CONCURRENCY);
-    let transport = transport(keypair, options)?;
+    let transport = transport(keypair, shared)?;
     Ok(Swarm::new(transport, behaviour, keypair.public().to_peer_id(), config))
 }

@@ -17,6 +17,7 @@ use peer_state::data_dir::{DataDir, DataDirError};
 use peer_state::database::{Database, DatabaseError, Tx};
 use peer_trust::key_file::{KeyFileError, Loaded};
 use peer_trust::peers::ListError;
+use peer_trust::refused::Refused;
 use peer_trust::run::Run;
 use peer_trust::seal::SealKey;
 use peer_trust::trust::{Snapshot, Trust};
@@ -36,6 +37,7 @@ use crate::gateways::{self, Gateways};
 use crate::metrics::Metrics;
 use crate::node::{Node, StartError};
 use crate::notices::Notices;
+use crate::quota::Quotas;
 use crate::requester;
 use crate::settings::{self, Invocation, LogFormat, SettingError, Settings, Task};
 
@@ -43,6 +45,8 @@ use crate::settings::{self, Invocation, LogFormat, SettingError, Settings, Task}
 const USAGE: u8 = 2;
 /// Files that may be open at one time.
 const FILES_MAX: u64 = 4096;
+/// How often counted refusals are looked at.
+const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 /// How often the time is remembered.
 const CLOCK_PAUSE: Duration = Duration::from_mins(1);
 /// Longest wait for what the program still does at its very end.
@@ -97,6 +101,10 @@ pub struct Daemon {
     pub trust: Trust,
     /// This run of the daemon.
     pub run: Arc<Run>,
+    /// What each peer may ask of this machine.
+    pub quotas: Arc<Quotas>,
+    /// Refused requests, counted for the audit log.
+    pub refused: Arc<Refused>,
     /// The gateways that this machine serves through.
     pub gateways: Gateways,
     /// Events for people and scripts.
@@ -131,6 +139,8 @@ impl Daemon {
         }
         database.write_blocking(|tx| end_untrusted(tx, &trust.snapshot(), started_at))?;
         let daemon = Arc::new(Self {
+            quotas: Arc::new(Quotas::new(settings.rates)),
+            refused: Arc::default(),
             settings,
             data_dir,
             database,
@@ -146,6 +156,8 @@ impl Daemon {
             seal: Mutex::new(seal),
             attempts: Mutex::default(),
         });
+        let telling = tell_refused(daemon.database.clone(), daemon.refused.clone());
+        daemon.tasks.spawn(daemon.cancel.clone().run_until_cancelled_owned(telling));
         let keeping = keep_time(daemon.database.clone());
         daemon.tasks.spawn(daemon.cancel.clone().run_until_cancelled_owned(keeping));
         *daemon.node.write().await = match loaded {
@@ -167,6 +179,7 @@ impl Daemon {
         if let Slot::Running(node) = slot {
             node.shutdown().await;
         }
+        write_refused(&self.database, self.refused.rest(clock::now())).await;
     }
 
     /// What a peer is called here: its name, or else its PeerId.
@@ -215,6 +228,25 @@ fn check_filled(
     }
     let entry = allowed(now, "empty database accepted", "the log begins anew".to_owned());
     Ok(database.write_blocking(|tx| audit::append(tx, &entry))?)
+}
+
+/// Writes now and then how many requests were refused beside those that have lines of their own.
+async fn tell_refused(database: Database, refused: Arc<Refused>) {
+    let mut moments = tokio::time::interval(REFUSED_PAUSE);
+    loop {
+        moments.tick().await;
+        write_refused(&database, refused.due(clock::now())).await;
+    }
+}
+
+async fn write_refused(database: &Database, entries: Vec<Entry>) {
+    if entries.is_empty() {
+        return;
+    }
+    let written = database.write(move |tx| entries.iter().try_for_each(|entry| audit::append(tx, entry))).await;
+    if let Err(error) = written {
+        tracing::error!(%error, "refused requests could not be audited");
+    }
 }
 
 /// Remembers how late it is, so that a clock that goes back is known by the time that it has shown.

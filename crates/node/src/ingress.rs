@@ -26,6 +26,7 @@ use tokio_util::task::TaskTracker;
 use crate::dispatch::{CONNECT_DEADLINE, join_streams};
 use crate::notices::Notices;
 use crate::protocols;
+use crate::quota::Quotas;
 
 const FRAME_DEADLINE: Duration = Duration::from_secs(10);
 /// First and longest pause before a lost gateway is tried again.
@@ -64,6 +65,7 @@ pub struct TunnelState {
 #[derive(Debug, Clone)]
 pub struct Ingress {
     room: Option<Room<DockerEngine>>,
+    quotas: Arc<Quotas>,
     leases: Arc<watch::Sender<Leases>>,
     tunnels: Arc<watch::Sender<BTreeMap<PeerId, TunnelState>>>,
 }
@@ -75,10 +77,11 @@ impl Ingress {
         room: Option<Room<DockerEngine>>,
         gateways: watch::Receiver<Arc<Vec<PeerId>>>,
         notices: Notices,
+        quotas: Arc<Quotas>,
         tasks: &TaskTracker,
         cancel: &CancellationToken,
     ) -> Self {
-        let ingress = Self { room: room.clone(), leases: Arc::default(), tunnels: Arc::default() };
+        let ingress = Self { room: room.clone(), quotas, leases: Arc::default(), tunnels: Arc::default() };
         if let Some(room) = room {
             let keeper = Keeper { network, room, ingress: ingress.clone(), notices };
             tasks.spawn(cancel.clone().run_until_cancelled_owned(keep_all(keeper, gateways)));
@@ -145,6 +148,9 @@ impl Ingress {
         let leased = self.leases.borrow().get(&(gateway, header.deployment)).is_some_and(Result::is_ok);
         let room = self.room.as_ref().filter(|_| leased).ok_or_else(absent)?;
         let endpoint = room.endpoint(header.deployment).filter(|endpoint| endpoint.publish).ok_or_else(absent)?;
+        // Whoever visits: one owner's containers that answer slowly must not keep those of others waiting.
+        let share = self.quotas.of(endpoint.owner);
+        let _turn = share.connect().await;
         endpoint.namespace.connect(endpoint.port, CONNECT_DEADLINE).await.map_err(|error| error.problem())
     }
 }

@@ -19,6 +19,7 @@ pub mod node;
 pub mod notices;
 pub mod policy;
 pub mod protocols;
+pub mod quota;
 pub mod refusals;
 pub mod requester;
 pub mod settings;

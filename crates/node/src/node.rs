@@ -1,18 +1,18 @@
 //! The machine as others see it: identity, network, and the room that runs their containers.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use peer_compute::engine::docker::DockerEngine;
 use peer_compute::guest_program::GuestProgram;
 use peer_compute::room::{self, Room};
 use peer_net::{Network, NetworkEvent, Options, RefusalReason};
 use peer_proto::card::SignedCard;
-use peer_proto::unit::Timestamp;
 use peer_state::audit::{self, Entry, Outcome};
 use peer_state::data_dir;
 use peer_state::durable::FileError;
 use peer_trust::key_file::MachineIdentity;
+use peer_trust::tally::{Line, Tally};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
@@ -22,7 +22,7 @@ use crate::daemon::Daemon;
 use crate::ingress::Ingress;
 use crate::introduction::Introductions;
 use crate::policy::Inputs;
-use crate::refusals::{Line, Refusals, Source};
+use crate::refusals::{Source, refused_connections};
 use crate::requester::Requester;
 use crate::{card, clock, dispatch, health, protocols};
 
@@ -100,7 +100,8 @@ impl Node {
             }
         };
         let gateways = daemon.gateways.watch_peers();
-        let ingress = Ingress::start(network.clone(), room.clone(), gateways, daemon.notices.clone(), &tasks, &stop);
+        let (notices, quotas) = (daemon.notices.clone(), daemon.quotas.clone());
+        let ingress = Ingress::start(network.clone(), room.clone(), gateways, notices, quotas, &tasks, &stop);
         let requester =
             Requester::new(network.clone(), identity.key.clone(), daemon.database.clone(), daemon.trust.clone());
         let node = Arc::new(Self {
@@ -192,11 +193,11 @@ async fn watch_room(daemon: Arc<Daemon>, mut changes: broadcast::Receiver<room::
 
 /// Tells and audits what happens at the gate. Refusals are counted, so that a flood of them costs little (V1).
 async fn watch_network(daemon: Arc<Daemon>, mut events: broadcast::Receiver<NetworkEvent>) {
-    let mut refusals = Refusals::default();
+    let mut refusals = refused_connections();
     let mut pause = tokio::time::interval(REFUSALS_PAUSE);
     loop {
-        let now = clock::now();
-        let lines: Vec<Line> = tokio::select! {
+        let now = Instant::now();
+        let lines: Vec<Line<Source>> = tokio::select! {
             event = events.recv() => match event {
                 Ok(event) => take(&daemon, &mut refusals, event, now).into_iter().collect(),
                 Err(RecvError::Lagged(missed)) => {
@@ -208,12 +209,12 @@ async fn watch_network(daemon: Arc<Daemon>, mut events: broadcast::Receiver<Netw
             _ = pause.tick() => refusals.due(now),
         };
         for line in lines {
-            write(&daemon, line, now).await;
+            write(&daemon, line).await;
         }
     }
 }
 
-fn take(daemon: &Daemon, refusals: &mut Refusals, event: NetworkEvent, now: Timestamp) -> Option<Line> {
+fn take(daemon: &Daemon, refusals: &mut Tally<Source>, event: NetworkEvent, now: Instant) -> Option<Line<Source>> {
     let tell =
         |kind, peer: &peer_proto::PeerId, message| daemon.notices.push(kind, Some(peer.to_string()), None, message);
     match event {
@@ -245,12 +246,12 @@ fn take(daemon: &Daemon, refusals: &mut Refusals, event: NetworkEvent, now: Time
     None
 }
 
-async fn write(daemon: &Daemon, line: Line, now: Timestamp) {
+async fn write(daemon: &Daemon, line: Line<Source>) {
     let times = if line.count == 1 { String::new() } else { format!(" ({} times since the last line)", line.count) };
     let detail = format!("{}{times}", line.detail);
     daemon.notices.push("peer_refused", None, None, format!("a connection was refused: {detail}"));
-    let (actor, outcome) = (line.source.to_string(), Outcome::Refused(line.source.threat()));
-    let entry = Entry { at: now, actor, action: "connect".into(), outcome, detail };
+    let (actor, outcome) = (line.kind.to_string(), Outcome::Refused(line.kind.threat()));
+    let entry = Entry { at: clock::now(), actor, action: "connect".into(), outcome, detail };
     if let Err(error) = daemon.database.write(move |tx| audit::append(tx, &entry)).await {
         tracing::error!(%error, "refused connections could not be audited");
     }

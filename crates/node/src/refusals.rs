@@ -1,21 +1,15 @@
-//! Refused connections as few audit lines: the first of a source at once, then one line a minute with a count.
-//!
-//! Anybody can knock, as often as he likes and from many addresses. What that costs the audit log, and memory, is bounded
-//! here (V1): so many sources are told apart, all others are counted together.
+//! Whom a refused connection is counted for. Anybody can knock, as often as he likes and from many addresses (V1).
 
-use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
 use multiaddr::{Multiaddr, Protocol};
 use peer_proto::PeerId;
 use peer_proto::code::Threat;
-use peer_proto::unit::Timestamp;
+use peer_trust::tally::Tally;
 
 /// Sources that are told apart at one time.
 pub const SOURCES_MAX: usize = 256;
-/// Shortest time between two lines about one source (milliseconds).
-pub const PAUSE_MILLISECONDS: u64 = 60_000;
 
 /// Whom a refusal is counted for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -60,66 +54,16 @@ impl fmt::Display for Source {
     }
 }
 
-/// A line for the audit log.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Line {
-    /// About whom.
-    pub source: Source,
-    /// Refusals since the last line.
-    pub count: u64,
-    /// What the latest of them was.
-    pub detail: String,
-}
-
-#[derive(Debug)]
-struct Counted {
-    told_at: Timestamp,
-    waiting: u64,
-    detail: String,
-}
-
-/// Counts refusals by their source.
-#[derive(Debug, Default)]
-pub struct Refusals {
-    sources: HashMap<Source, Counted>,
-}
-
-impl Refusals {
-    /// Takes `count` refusals; the line to write now, if the source has been quiet.
-    pub fn note(&mut self, source: Source, count: u64, detail: String, now: Timestamp) -> Option<Line> {
-        let known = self.sources.contains_key(&source);
-        let source = if known || self.sources.len() < SOURCES_MAX { source } else { Source::Others };
-        if let Some(counted) = self.sources.get_mut(&source) {
-            counted.waiting = counted.waiting.saturating_add(count);
-            counted.detail = detail;
-            return None;
-        }
-        self.sources.insert(source, Counted { told_at: now, waiting: 0, detail: String::new() });
-        Some(Line { source, count, detail })
-    }
-
-    /// The lines that are due. Sources that have been quiet since their last line are forgotten.
-    pub fn due(&mut self, now: Timestamp) -> Vec<Line> {
-        let mut lines = Vec::new();
-        self.sources.retain(|source, counted| {
-            // A clock that was set back must not silence anybody for ever.
-            if now.since(counted.told_at) < PAUSE_MILLISECONDS && now >= counted.told_at {
-                return true;
-            }
-            if counted.waiting == 0 {
-                return false;
-            }
-            lines.push(Line { source: *source, count: counted.waiting, detail: std::mem::take(&mut counted.detail) });
-            (counted.told_at, counted.waiting) = (now, 0);
-            true
-        });
-        lines
-    }
+/// Counts refused connections by their source.
+pub fn refused_connections() -> Tally<Source> {
+    Tally::new(SOURCES_MAX, Source::Others)
 }
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a failing step is a failing test")]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     fn address(text: &str) -> Source {
@@ -128,33 +72,23 @@ mod tests {
 
     #[test]
     fn v1_a_flood_from_one_address_is_one_line_a_minute() {
-        let (mut refusals, start) = (Refusals::default(), Timestamp(1_000_000));
-        let source = address("/ip4/192.0.2.1/tcp/5");
-        assert_eq!(refusals.note(source, 1, "first".into(), start).unwrap().count, 1);
-        for _ in 0..10_000 {
-            assert_eq!(refusals.note(source, 1, "again".into(), start.plus(1)), None);
-        }
-        assert!(refusals.due(start.plus(PAUSE_MILLISECONDS - 1)).is_empty());
-        let lines = refusals.due(start.plus(PAUSE_MILLISECONDS));
-        assert_eq!(lines, [Line { source, count: 10_000, detail: "again".into() }]);
-        assert!(refusals.due(start.plus(2 * PAUSE_MILLISECONDS)).is_empty());
-        assert!(refusals.sources.is_empty(), "a quiet source is forgotten");
+        let (mut refusals, now) = (refused_connections(), Instant::now());
+        let lines = (0..10_000_u32).filter_map(|port| {
+            let source = address(&format!("/ip4/192.0.2.1/tcp/{}", port % 60_000 + 1));
+            refusals.note(source, 1, String::new(), now)
+        });
+        assert_eq!(lines.count(), 1);
     }
 
     #[test]
     fn v1_a_flood_from_many_addresses_keeps_memory_and_lines_bounded() {
-        let (mut refusals, now) = (Refusals::default(), Timestamp(1_000_000));
-        let told = (0..100_000_u32)
-            .filter_map(|number| {
-                let source = Source::Address(IpAddr::V4(number.into()));
-                refusals.note(source, 1, String::new(), now)
-            })
-            .count();
+        let (mut refusals, now) = (refused_connections(), Instant::now());
+        let sources = (0..100_000_u32).map(|number| Source::Address(IpAddr::V4(number.into())));
+        let told = sources.filter_map(|source| refusals.note(source, 1, String::new(), now)).count();
         assert!(told <= SOURCES_MAX + 1, "{told}");
-        assert!(refusals.sources.len() <= SOURCES_MAX + 1);
-        let lines = refusals.due(now.plus(PAUSE_MILLISECONDS));
+        let lines = refusals.rest();
         assert_eq!(lines.len(), 1);
-        assert_eq!((lines[0].source, lines[0].count + told as u64), (Source::Others, 100_000));
+        assert_eq!((lines[0].kind, lines[0].count + told as u64), (Source::Others, 100_000));
     }
 
     #[test]

@@ -17,6 +17,8 @@ use peer_net::{Limits, Multiaddr};
 use peer_proto::control::Setting;
 use peer_proto::unit::{ByteSize, Span};
 
+use crate::quota::Rates;
+
 pub use command_line::{Invocation, Task, UsageError, parse};
 pub(crate) use values::peer_address;
 
@@ -117,6 +119,8 @@ pub struct Settings {
     pub passphrase_file: Option<PathBuf>,
     /// Bounds on connections and handshakes.
     pub limits: Limits,
+    /// How fast one peer may ask.
+    pub rates: Rates,
     /// Whether an identity may start beside an empty database. Of the command line alone.
     pub accept_empty_database: bool,
     /// The configuration file that was read, if there was one.

@@ -68,6 +68,8 @@ pub type Tx<'a> = rusqlite::Transaction<'a>;
 #[derive(Debug, Clone)]
 pub struct Database {
     connection: Arc<Mutex<Connection>>,
+    /// Whose turn it is, in the order of asking: nobody who comes back again and again goes before those who wait.
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Database {
@@ -91,7 +93,7 @@ impl Database {
         for schema in schemas {
             migrate(&mut connection, path, schema)?;
         }
-        Ok(Self { connection: Arc::new(Mutex::new(connection)) })
+        Ok(Self { connection: Arc::new(Mutex::new(connection)), turn: Arc::default() })
     }
 
     /// Runs `work` in a transaction of its own, off the async threads. It is committed durably if and only if `work` returns `Ok`.
@@ -112,7 +114,12 @@ impl Database {
         T: Send + 'static,
     {
         let database = self.clone();
-        match tokio::task::spawn_blocking(move || work(&database)).await {
+        let turn = Arc::clone(&self.turn).lock_owned().await;
+        let work = move || {
+            let _turn = turn;
+            work(&database)
+        };
+        match tokio::task::spawn_blocking(work).await {
             Ok(result) => Ok(result),
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             Err(_) => Err(DatabaseError::Closed),

@@ -13,6 +13,7 @@ use peer_state::database::{DatabaseError, Tx};
 
 use crate::peers;
 use crate::refusal::Refusal;
+use crate::refused::Refused;
 use crate::replay::{self, Known};
 use crate::run::Moment;
 use crate::{detail, floor};
@@ -50,26 +51,31 @@ impl Authorised<'_> {
 /// Decides on a request from the peer whose signature it bears. Whatever the decision, the caller commits the
 /// transaction: it holds the audit line, and the mark that the request has been seen.
 ///
-/// `share` is what the request would add to what the peer holds, if it is granted.
+/// `share` is what the request would add to what the peer holds, if it is granted. `refused` says which refusals get a line
+/// of the audit log of their own: the first of a kind does, those that follow are counted.
 pub fn authorise<'tx>(
     tx: &'tx Tx<'_>,
     request: Signed,
     moment: Moment,
     held: Held,
     share: Option<&Limits>,
+    refused: &Refused,
 ) -> Result<Result<Authorised<'tx>, Refusal>, DatabaseError> {
     let decision = decide(tx, &request, moment, held, share)?;
-    let entry = Entry {
-        at: moment.now,
-        actor: request.signer().to_string(),
-        action: request.body().verb().to_owned(),
-        outcome: decision.as_ref().map_or_else(|refusal| Outcome::Refused(refusal.threat), |()| Outcome::Allowed),
-        detail: match &decision {
-            Ok(()) => detail::request(&request),
-            Err(refusal) => format!("{}: {}", detail::request(&request), refusal.problem.message),
-        },
+    let (outcome, detail) = match &decision {
+        Ok(()) => (Outcome::Allowed, detail::request(&request)),
+        Err(refusal) => {
+            (Outcome::Refused(refusal.threat), format!("{}: {}", detail::request(&request), refusal.problem.message))
+        }
     };
-    audit::append(tx, &entry)?;
+    let is_told = match &decision {
+        Ok(()) => true,
+        Err(refusal) => refused.is_first(request.signer(), refusal.problem.code, refusal.threat, &detail),
+    };
+    if is_told {
+        let (at, actor, action) = (moment.now, request.signer().to_string(), request.body().verb().to_owned());
+        audit::append(tx, &Entry { at, actor, action, outcome, detail })?;
+    }
     match decision {
         Ok(()) => {
             replay::remember(tx, &request, moment, "accepted")?;

@@ -59,7 +59,7 @@ impl World {
         self.database
             .write_blocking(|tx| {
                 let moment = Moment { now, incarnation: RUN, elapsed: Duration::ZERO };
-                authorise(tx, request, moment, held, share).map(|decision| decision.map(|_| ()))
+                authorise(tx, request, moment, held, share, &Refused::default()).map(|decision| decision.map(|_| ()))
             })
             .unwrap()
     }
@@ -213,4 +213,25 @@ async fn v3_full_memory_of_requests_refuses_and_ended_ones_are_cleared() {
     assert_eq!(look_after(NOW, Duration::from_hours(24), 3), Known::Full, "nor does the monotonic clock alone");
     assert_eq!(look_after(long_after, Duration::from_hours(24), 3), Known::New);
     assert_eq!(world.database.write_blocking(replay::remembered).unwrap(), 0);
+}
+
+#[tokio::test]
+async fn v5_a_flood_of_refused_requests_is_one_line_and_a_count() {
+    let world = world(Grants::default()).await;
+    let refused = Refused::default();
+    let lines = || world.database.write_blocking(|tx| audit::newest(tx, 1000)).unwrap().len();
+    let before = lines();
+    for _ in 0..50 {
+        let request = world.request(start());
+        let decided = world.database.write_blocking(|tx| {
+            let moment = Moment { now: NOW, incarnation: RUN, elapsed: Duration::ZERO };
+            authorise(tx, request, moment, Held::default(), None, &refused).map(|decision| decision.is_err())
+        });
+        assert!(decided.unwrap());
+    }
+    assert_eq!(lines() - before, 1, "the first is told at once");
+    let rest = refused.rest(NOW);
+    assert_eq!((rest.len(), rest[0].outcome), (1, Outcome::Refused(Threat::G4)));
+    assert!(rest[0].detail.contains("49 more"), "{}", rest[0].detail);
+    assert_eq!(rest[0].actor, world.alice.peer_id().to_string());
 }

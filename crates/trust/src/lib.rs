@@ -10,9 +10,11 @@ pub mod key_file;
 pub mod peers;
 pub mod recovery;
 pub mod refusal;
+pub mod refused;
 pub mod replay;
 pub mod run;
 pub mod seal;
+pub mod tally;
 pub mod trust;
 
 use peer_state::database::Schema;

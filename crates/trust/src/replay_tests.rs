@@ -15,6 +15,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::authorise::{Held, authorise};
+use crate::refused::Refused;
 use crate::run::Run;
 use crate::trust::Trust;
 
@@ -70,7 +71,7 @@ impl Machine {
         let Ok(signed) = envelope::open(&bytes, &self.alice.peer_id(), &self.bob, now) else { return };
         let decided = self.database.write_blocking(|tx| {
             let moment = Moment { elapsed: Duration::from_millis(self.elapsed), ..self.run.moment(tx, now) };
-            authorise(tx, signed, moment, Held::default(), None).map(|decision| decision.is_ok())
+            authorise(tx, signed, moment, Held::default(), None, &Refused::default()).map(|decision| decision.is_ok())
         });
         if decided.unwrap() {
             *self.acted.entry(id).or_default() += 1;

@@ -101,7 +101,13 @@ pub(crate) fn loopback() -> Multiaddr {
 pub(crate) fn options() -> Options {
     Options {
         listen: vec![loopback()],
-        limits: Limits { pending_handshakes_per_address: 64, ..Limits::default() },
+        limits: Limits {
+            pending_handshakes_per_address: 64,
+            outbound_streams_to_peer: 1024,
+            inbound_streams_per_peer: 1280,
+            stream_pace: None,
+            ..Limits::default()
+        },
         backoff_initial: Duration::from_millis(20),
         backoff_limit: Duration::from_millis(200),
         ..Options::default()

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use futures::{AsyncReadExt, AsyncWriteExt};
 use minicbor::{Decode, Encode};
-use peer_net::exchange::{Deadline, ExchangeError, read_frame, read_frame_bytes, write_frame, write_frame_bytes};
+use peer_net::exchange::{
+    Budget, Deadline, ExchangeError, read_frame, read_frame_bytes, read_frame_within, write_frame, write_frame_bytes,
+};
 use peer_proto::frame::FrameError;
 use tokio_util::compat::TokioAsyncReadCompatExt;
 
@@ -87,4 +89,36 @@ async fn bytes_after_a_frame_are_left_in_the_stream() {
     let mut rest = Vec::new();
     right.read_to_end(&mut rest).await.unwrap();
     assert_eq!(rest, b"raw");
+}
+
+/// Messages that announce much hold their sender's own part of the memory, and nobody else's.
+#[tokio::test]
+async fn v5_half_read_messages_are_bounded_for_each_peer_and_wait() {
+    const MUCH: usize = 64 * 1024;
+    let all = Budget::for_all(4 * MUCH);
+    let (greedy, modest) = (all.share(MUCH), all.share(MUCH));
+    let message = Message { text: "x".repeat(MUCH - 100) };
+    // It announces, and sends no more than that.
+    let (mut silent, right) = tokio::io::duplex(1024);
+    let mut right = right.compat();
+    tokio::io::AsyncWriteExt::write_all(&mut silent, &u32::to_be_bytes(60_000)).await.unwrap();
+    let stuck = read_frame_within::<Message, _>(&mut right, MUCH, soon(), &greedy);
+    let others = async {
+        let pass = async |budget: &Budget, deadline| {
+            let (left, right) = tokio::io::duplex(1024);
+            let (mut left, mut right) = (left.compat(), right.compat());
+            let writing = write_frame(&mut left, &message, MUCH, deadline);
+            let reading = read_frame_within::<Message, _>(&mut right, MUCH, deadline, budget);
+            tokio::join!(reading, async { drop(writing.await) }).0
+        };
+        let waiting = pass(&greedy, Deadline::after(Duration::from_millis(200))).await;
+        assert!(matches!(waiting, Err(ExchangeError::TimedOut)), "the greedy one's own waits");
+        let (received, reserved) = pass(&modest, soon()).await.unwrap();
+        assert_eq!(received, message);
+        assert!(reserved.is_some(), "as long as it is looked at, it counts");
+    };
+    tokio::select! {
+        _ = stuck => panic!("nothing more was sent"),
+        () = others => {}
+    }
 }

@@ -1,6 +1,8 @@
 //! Streams: none is lost, none stalls another, and each limit is visible.
 
 use std::io::ErrorKind;
+use std::num::NonZeroU32;
+use std::time::Duration;
 
 use futures::{AsyncReadExt, AsyncWriteExt, future};
 use peer_net::{Direction, Limits, Options, Traffic};
@@ -47,7 +49,7 @@ async fn thousand_concurrent_streams_echo_without_loss() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn more_openers_than_streams_allowed_wait_and_all_are_served() {
-    let limits = Limits { outbound_streams_per_connection: 8, ..options().limits };
+    let limits = Limits { outbound_streams_to_peer: 8, ..options().limits };
     let (dialling, mut listening) = pair_with(Options { limits, ..options() }, options()).await;
     let _echoing = listening.echo();
     let mut tasks = JoinSet::new();
@@ -128,8 +130,8 @@ async fn bulk_and_control_are_different_connections_on_both_sides() {
 }
 
 #[tokio::test]
-async fn stream_beyond_the_connections_limit_is_reset_and_counted() {
-    let limits = Limits { inbound_streams_per_connection: 2, ..options().limits };
+async fn v5_stream_beyond_the_peers_limit_is_reset_and_counted() {
+    let limits = Limits { inbound_streams_per_peer: 2, ..options().limits };
     let (dialling, mut listening) = pair_with(options(), Options { limits, ..options() }).await;
     let mut incoming = listening.incoming.take().unwrap();
     let mut held = Vec::new();
@@ -207,4 +209,47 @@ async fn all_streams_dropped_and_opened_again_at_once_do_not_cost_the_connection
     let stream = dialling.network.open(listening.id(), CONTROL, Traffic::Control).await.unwrap();
     assert_eq!(echo(stream, b"alive".to_vec()).await, b"alive");
     assert_eq!(dialling.network.counters().connections_established, 2);
+}
+
+/// What one peer opens over several connections is counted together, and another peer's streams are served meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn v5_streams_of_one_peer_are_counted_over_all_of_its_connections() {
+    let limits = Limits { inbound_streams_per_peer: 4, ..options().limits };
+    let (dialling, mut listening) = pair_with(options(), Options { limits, ..options() }).await;
+    until(|| dialling.network.connections().len() == 2).await;
+    let mut incoming = listening.incoming.take().unwrap();
+    let mut held = Vec::new();
+    for traffic in [Traffic::Control, Traffic::Bulk, Traffic::Control, Traffic::Bulk] {
+        let stream = dialling.network.open(listening.id(), CONTROL, traffic).await.unwrap();
+        held.push((stream, incoming.next().await.unwrap()));
+    }
+    for traffic in [Traffic::Control, Traffic::Bulk] {
+        let mut refused = dialling.network.open(listening.id(), CONTROL, traffic).await.unwrap();
+        assert!(!matches!(refused.read(&mut [0; 1]).await, Ok(1..)));
+    }
+    assert_eq!(listening.network.counters().streams_refused, 2);
+}
+
+/// Whoever opens streams faster than he may is read more slowly; nothing of his is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn v5_streams_are_taken_at_the_peers_pace() {
+    let paced = |pace| {
+        let limits = Limits { stream_pace: NonZeroU32::new(pace), ..options().limits };
+        async move {
+            let (dialling, mut listening) = pair_with(options(), Options { limits, ..options() }).await;
+            let _echoing = listening.echo();
+            let begun = std::time::Instant::now();
+            for number in 0..60_u8 {
+                let stream = dialling.network.open(listening.id(), CONTROL, Traffic::Control).await.unwrap();
+                assert_eq!(echo(stream, vec![number; 10]).await, vec![number; 10]);
+            }
+            begun.elapsed()
+        }
+    };
+    // Twenty at once, and then ten a second: at least three seconds for the other forty.
+    let slow = paced(10).await;
+    assert!(slow > Duration::from_secs(3), "{slow:?}");
+    // The control: nothing else makes it slow.
+    let fast = paced(100_000).await;
+    assert!(fast * 2 < slow, "{fast:?}");
 }

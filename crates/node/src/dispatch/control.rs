@@ -7,7 +7,7 @@ use futures::AsyncReadExt;
 use peer_compute::engine::docker::DockerEngine;
 use peer_compute::record::Record;
 use peer_compute::room::{Change, Room, database_problem};
-use peer_net::exchange::{Deadline, ExchangeError, read_frame, write_frame, write_frame_bytes};
+use peer_net::exchange::{Deadline, ExchangeError, read_frame_within, write_frame, write_frame_bytes};
 use peer_net::{InboundStream, Stream};
 use peer_proto::PeerId;
 use peer_proto::code::{Code, Problem, Threat};
@@ -38,9 +38,18 @@ pub(super) async fn serve(daemon: &Arc<Daemon>, node: &Arc<Node>, inbound: Inbou
     let version = env!("CARGO_PKG_VERSION").to_owned();
     let hello = Hello { incarnation: daemon.run.incarnation(), clock: now(), version };
     write_frame(&mut stream, &hello, CONTROL_FRAME_MAX, Deadline::after(FRAME_DEADLINE)).await?;
-    let call: Call = read_frame(&mut stream, CONTROL_FRAME_MAX, Deadline::after(FRAME_DEADLINE)).await?;
+    let share = daemon.quotas.of(peer);
+    let deadline = Deadline::after(FRAME_DEADLINE);
+    let (call, _reserved) = read_frame_within(&mut stream, CONTROL_FRAME_MAX, deadline, &share.frames).await?;
     match call {
         Call::Query(query) => {
+            if let Err(problem) = share.query() {
+                record_refusal(daemon, peer, "read", Threat::V5, &problem).await;
+                let answer = Answer::Problem(problem);
+                return write_frame(&mut stream, &answer, CONTROL_FRAME_MAX, Deadline::after(FRAME_DEADLINE)).await;
+            }
+            // Held until the answer is gone: what is not taken off our hands fills nobody else's memory.
+            let _turn = share.work().await;
             let answer = answer(daemon, node, peer, query).await.unwrap_or_else(Answer::Problem);
             write_frame(&mut stream, &answer, CONTROL_FRAME_MAX, Deadline::after(FRAME_DEADLINE)).await
         }
@@ -51,7 +60,11 @@ pub(super) async fn serve(daemon: &Arc<Daemon>, node: &Arc<Node>, inbound: Inbou
                 return Ok(());
             };
             let mut replies = Replies { node, stream, peer, hash, sequence: 0 };
-            request(daemon, node, &mut replies, &bytes).await
+            if let Err(problem) = share.request() {
+                record_refusal(daemon, peer, "request", Threat::V5, &problem).await;
+                return replies.fail(problem, None).await;
+            }
+            request(daemon, node, &mut replies, bytes).await
         }
     }
 }
@@ -61,10 +74,13 @@ async fn refuse_unread(daemon: &Daemon, peer: PeerId, detail: &str) {
     record_refusal(daemon, peer, "request", Threat::V2, &problem).await;
 }
 
-/// Audits a refusal that came before the one decision could be made.
+/// Counts a refusal that came before the one decision could be made, and audits the first of its kind.
 async fn record_refusal(daemon: &Daemon, peer: PeerId, action: &str, threat: Threat, problem: &Problem) {
     daemon.metrics.refused(problem.code);
     let message = format!("{action} refused: {problem}");
+    if !daemon.refused.is_first(peer, problem.code, threat, &message) {
+        return;
+    }
     daemon.notices.push("request_refused", Some(peer.to_string()), None, message);
     let entry = Entry {
         at: now(),
@@ -74,6 +90,7 @@ async fn record_refusal(daemon: &Daemon, peer: PeerId, action: &str, threat: Thr
         detail: problem.message.clone(),
     };
     if let Err(error) = daemon.database.write(move |tx| audit::append(tx, &entry)).await {
+        daemon.refused.forget(peer);
         tracing::error!(%error, "a refusal could not be audited");
     }
 }
@@ -110,10 +127,10 @@ async fn request(
     daemon: &Arc<Daemon>,
     node: &Arc<Node>,
     replies: &mut Replies<'_>,
-    bytes: &[u8],
+    bytes: Vec<u8>,
 ) -> Result<(), ExchangeError> {
     let peer = replies.peer;
-    let signed = match envelope::open(bytes, &peer, &node.identity.key.peer_id(), now()) {
+    let signed = match envelope::open(&bytes, &peer, &node.identity.key.peer_id(), now()) {
         Ok(signed) => signed,
         Err(error) => {
             let threat = match error.code() {
@@ -130,15 +147,23 @@ async fn request(
         record_refusal(daemon, peer, verb, Threat::G4, &problem).await;
         return replies.fail(problem, None).await;
     };
+    drop(bytes);
     // Listening begins before the commit, so that no change after it is missed.
     let changes = room.changes();
     let body = signed.body().clone();
-    match decide(daemon, &room, signed).await {
+    let decided = {
+        let share = daemon.quotas.of(peer);
+        let _turn = share.work().await;
+        decide(daemon, &room, signed).await
+    };
+    match decided {
         Err(error) => replies.fail(database_problem(&error), None).await,
         Ok(Err(refusal)) => {
             daemon.metrics.refused(refusal.problem.code);
-            let message = format!("{verb} refused: {refusal}");
-            daemon.notices.push("request_refused", Some(peer.to_string()), None, message);
+            if daemon.refused.was_first(peer, refusal.problem.code, refusal.threat) {
+                let message = format!("{verb} refused: {refusal}");
+                daemon.notices.push("request_refused", Some(peer.to_string()), None, message);
+            }
             replies.fail(refusal.problem, refusal.outcome).await
         }
         Ok(Ok(accepted)) => {
@@ -155,8 +180,8 @@ async fn decide(
     signed: Signed,
 ) -> Result<Result<Option<Record>, Refusal>, DatabaseError> {
     let room = room.clone();
-    let run = daemon.run.clone();
-    daemon
+    let (run, refused, peer) = (daemon.run.clone(), daemon.refused.clone(), signed.signer());
+    let decided = daemon
         .database
         .write(move |tx| {
             let (signer, moment) = (signed.signer(), run.moment(tx, now()));
@@ -164,7 +189,7 @@ async fn decide(
             let share = room.share(tx, &signer, signed.body())?;
             let body = signed.body().clone();
             let id = signed.request_id();
-            let authorised = match authorise(tx, signed, moment, held, share.as_ref())? {
+            let authorised = match authorise(tx, signed, moment, held, share.as_ref(), &refused)? {
                 Ok(authorised) => authorised,
                 Err(refusal) => return Ok(Err(refusal)),
             };
@@ -178,18 +203,20 @@ async fn decide(
             };
             if let Err(refusal) = &recorded {
                 replay::record_outcome(tx, &signer, &id, refusal.problem.code.as_str())?;
-                let entry = Entry {
-                    at: moment.now,
-                    actor: signer.to_string(),
-                    action: body.verb().to_owned(),
-                    outcome: Outcome::Refused(refusal.threat),
-                    detail: format!("request {id}: {}", refusal.problem.message),
-                };
-                audit::append(tx, &entry)?;
+                let (threat, detail) = (refusal.threat, format!("request {id}: {}", refusal.problem.message));
+                if refused.is_first(signer, refusal.problem.code, threat, &detail) {
+                    let (at, actor, action) = (moment.now, signer.to_string(), body.verb().to_owned());
+                    audit::append(tx, &Entry { at, actor, action, outcome: Outcome::Refused(threat), detail })?;
+                }
             }
             Ok(recorded)
         })
-        .await
+        .await;
+    if decided.is_err() {
+        // Whatever line was in the transaction is gone with it.
+        daemon.refused.forget(peer);
+    }
+    decided
 }
 
 /// An accepted request on its way to its end.

@@ -26,10 +26,10 @@ const LAYER_PATIENCE: Duration = Duration::from_mins(1);
 /// How long connecting to a container's port may take.
 pub(crate) const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// Bytes of a layer that are read at one time.
-const LAYER_CHUNK: usize = 256 * 1024;
+const LAYER_CHUNK: usize = 128 * 1024;
 /// Most lines, and most bytes of text, in one frame of a log.
 const LOG_LINES: usize = 256;
-const LOG_BYTES: usize = 256 * 1024;
+const LOG_BYTES: usize = 64 * 1024;
 
 fn room<'a>(daemon: &Daemon, node: &'a Node, peer: PeerId) -> Result<&'a Room<DockerEngine>, Problem> {
     if !daemon.trust.snapshot().peers.contains_key(&peer) {
@@ -59,6 +59,8 @@ async fn receive(
     header: &LayerHeader,
     stream: &mut Stream,
 ) -> Result<(), Problem> {
+    let share = daemon.quotas.of(peer);
+    let _place = share.layer()?;
     let room = room(daemon, node, peer)?;
     let mut incoming = room.receive(peer, header.request, header.layer).await?;
     let lost = || Problem::new(Code::MissingLayer, "the layer stopped coming; deploy again and the rest will be sent");
@@ -83,12 +85,14 @@ pub(super) async fn logs(daemon: &Arc<Daemon>, node: &Arc<Node>, inbound: Inboun
     let (peer, mut stream) = (inbound.peer, inbound.stream);
     let query: LogsQuery = read_frame(&mut stream, TUNNEL_FRAME_MAX, Deadline::after(FRAME_DEADLINE)).await?;
     let options = LogOptions { tail: query.tail, since: query.since, follow: query.follow };
-    let lines = match room(daemon, node, peer) {
-        Ok(room) => room.logs(peer, query.deployment, &options).await,
-        Err(problem) => Err(problem),
+    let share = daemon.quotas.of(peer);
+    let lines = async {
+        let place = share.log()?;
+        let _turn = share.work().await;
+        Ok((room(daemon, node, peer)?.logs(peer, query.deployment, &options).await?, place))
     };
-    let end = match lines {
-        Ok(lines) => send_lines(lines, &mut stream).await?,
+    let end = match lines.await {
+        Ok((lines, _place)) => send_lines(lines, &mut stream).await?,
         Err(problem) => LogFrame::Problem(problem),
     };
     write_frame(&mut stream, &end, CONTROL_FRAME_MAX, Deadline::after(FRAME_DEADLINE)).await?;
@@ -139,8 +143,13 @@ pub(super) async fn forward(
 ) -> Result<(), ExchangeError> {
     let (peer, mut stream) = (inbound.peer, inbound.stream);
     let header: ForwardHeader = read_frame(&mut stream, TUNNEL_FRAME_MAX, Deadline::after(FRAME_DEADLINE)).await?;
+    let share = daemon.quotas.of(peer);
     let connected = async {
-        let endpoint = room(daemon, node, peer)?.owned_endpoint(peer, header.deployment, header.port).await?;
+        let endpoint = {
+            let _turn = share.work().await;
+            room(daemon, node, peer)?.owned_endpoint(peer, header.deployment, header.port).await?
+        };
+        let _turn = share.connect().await;
         endpoint.namespace.connect(endpoint.port, CONNECT_DEADLINE).await.map_err(|error| error.problem())
     };
     join_streams(stream, connected.await).await

@@ -68,6 +68,9 @@ pub(super) const KEYS: &[Key] = &[
     one("max_connections", "NUMBER", "Established connections, over all peers"),
     one("max_connections_per_address", "NUMBER", "Established inbound connections from one address"),
     one("max_connections_per_peer", "NUMBER", "Established connections with one peer"),
+    one("max_streams_per_peer", "NUMBER", "Streams that one peer may have open here, over all of its connections"),
+    one("max_queries_per_peer", "NUMBER", "Reads that one peer may send in a second"),
+    one("max_requests_per_peer", "NUMBER", "Signed requests that one peer may send in a minute"),
     one("max_handshakes", "NUMBER", "Inbound handshakes in progress, over all addresses"),
     one("max_handshakes_per_address", "NUMBER", "Inbound handshakes in progress from one address"),
 ];

@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use multiaddr::Protocol;
@@ -10,6 +11,8 @@ use peer_net::{Limits, Multiaddr};
 use peer_proto::control::Setting;
 use peer_proto::text::escape;
 use peer_proto::unit::{ByteSize, Millicores, Span};
+
+use crate::quota::Rates;
 
 use super::{Given, LogFormat, SettingError, Settings, Source, keys};
 
@@ -99,6 +102,7 @@ impl<'a> Reader<'a> {
         let log_format = self.one("log_format", || "text".into(), log_format);
         let passphrase_file = self.one("passphrase_file", String::new, optional_path);
         let limits = self.limits();
+        let rates = self.rates();
         Some(Settings {
             data_dir: data_dir?,
             socket: socket?,
@@ -120,6 +124,7 @@ impl<'a> Reader<'a> {
             log_format: log_format?,
             passphrase_file: passphrase_file?,
             limits: limits?,
+            rates: rates?,
             accept_empty_database: false,
             file: None,
             explained: Vec::new(),
@@ -132,6 +137,7 @@ impl<'a> Reader<'a> {
         let per_peer = self.one("max_connections_per_peer", || standard.established_per_peer.to_string(), number);
         let from_address = || standard.established_per_address.to_string();
         let from_address = self.one("max_connections_per_address", from_address, number);
+        let streams = self.one("max_streams_per_peer", || "64".into(), number);
         let handshakes = self.one("max_handshakes", || standard.pending_handshakes.to_string(), number);
         let per_address = || standard.pending_handshakes_per_address.to_string();
         let per_address = self.one("max_handshakes_per_address", per_address, number);
@@ -139,10 +145,20 @@ impl<'a> Reader<'a> {
             established: u32::try_from(established?).ok()?,
             established_per_address: from_address?,
             established_per_peer: u32::try_from(per_peer?).ok()?,
+            // Ours to a peer travel on two connections; theirs are counted a little later than they are over.
+            outbound_streams_to_peer: streams?.div_ceil(2),
+            inbound_streams_per_peer: streams? + streams?.div_ceil(4),
             pending_handshakes: handshakes?,
             pending_handshakes_per_address: per_address?,
             ..standard
         })
+    }
+
+    fn rates(&mut self) -> Option<Rates> {
+        let queries = self.one("max_queries_per_peer", || "50".into(), number);
+        let requests = self.one("max_requests_per_peer", || "300".into(), number);
+        let rate = |number: usize| NonZeroU32::new(u32::try_from(number).ok()?);
+        Some(Rates { queries_per_second: rate(queries?)?, requests_per_minute: rate(requests?)? })
     }
 
     fn one<T, E: Display>(

@@ -64,7 +64,12 @@ impl Pair {
 
     /// Alice may hold what these flags of `invite` say.
     pub(crate) fn granted(limits: &[&str]) -> Self {
-        let pair = Self { alice: Machine::without_engine("alice"), bob: Machine::start("bob"), files: Files::new() };
+        Self::on(Machine::start("bob"), limits)
+    }
+
+    /// The same with this machine as bob.
+    pub(crate) fn on(bob: Machine, limits: &[&str]) -> Self {
+        let pair = Self { alice: Machine::without_engine("alice"), bob, files: Files::new() };
         pair.alice.join(&pair.bob, limits);
         pair
     }
