@@ -6,13 +6,13 @@ pub mod docker;
 
 use std::{fmt, future::Future, io, str::FromStr, time::Duration};
 
-use bollard::models::ContainerInspectResponse;
+use bollard::models::{ContainerCreateBody, ContainerInspectResponse};
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use peer_proto::{
     code::{Code, Problem},
     deploy::{Limits, RegistryReference},
-    id::Digest,
+    id::{DeploymentId, Digest},
     query::{LogLine, Usage},
     unit::Timestamp,
 };
@@ -20,7 +20,7 @@ use peer_proto::{
 use crate::{
     connector::{ConnectError, Namespace},
     logflood::LogFile,
-    profile::ContainerPlan,
+    order::Order,
 };
 
 /// Pieces of an archive on their way to the engine.
@@ -66,17 +66,22 @@ pub trait Engine: Send + Sync + 'static {
     /// ([`EngineError::InUse`]).
     fn remove_image(&self, image: Digest) -> impl Future<Output = Result<(), EngineError>> + Send;
 
-    /// Makes the container, without starting it.
-    fn create(&self, plan: &ContainerPlan) -> impl Future<Output = Result<ContainerId, EngineError>> + Send;
+    /// Verifies the order and decides how its container is to run. It is known by its deployment from then on.
+    fn plan(&self, order: &Order) -> impl Future<Output = Result<Planned, EngineError>> + Send;
+
+    /// Makes the container that was planned last for this deployment, without starting it. One that differs from its plan is
+    /// removed again ([`EngineError::Violated`]).
+    fn create(&self, deployment: DeploymentId) -> impl Future<Output = Result<ContainerId, EngineError>> + Send;
 
     /// What the engine says of the container with this id or name, if there is one.
     fn inspect(&self, name: &str) -> impl Future<Output = Result<Option<ContainerFacts>, EngineError>> + Send;
 
-    /// Starts the container. One that runs already is no error.
+    /// Starts the container, which must equal what was planned last for its deployment: else it is removed
+    /// ([`EngineError::Violated`]). One that runs already is no error.
     fn start(&self, id: &ContainerId) -> impl Future<Output = Result<(), EngineError>> + Send;
 
     /// Waits until the program of a container that has been started has begun or cannot, for some seconds at most, and says
-    /// what the engine says then.
+    /// what the engine says then. One that differs from its plan is removed ([`EngineError::Violated`]).
     fn began(&self, id: &ContainerId) -> impl Future<Output = Result<ContainerFacts, EngineError>> + Send;
 
     /// Asks the container to end and kills it after `grace`. One that has ended already is no error.
@@ -106,6 +111,15 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Opens the network of a running container.
     fn network(&self, id: &ContainerId) -> impl Future<Output = Result<Namespace, ConnectError>> + Send;
+}
+
+/// How a deployment's container is to run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Planned {
+    /// The deployment.
+    pub deployment: DeploymentId,
+    /// What the engine will be told, so that a later version can judge the container by it.
+    pub told: Box<ContainerCreateBody>,
 }
 
 /// The id that the engine gave to a container: 64 hexadecimal digits.
@@ -358,6 +372,15 @@ pub enum EngineError {
         /// The engine's words.
         message: String,
     },
+    /// What the engine has made is not what it was told, and has been removed.
+    #[error("the engine's container differs from the isolation profile ({differences}); it has been destroyed")]
+    Violated {
+        /// In which ways.
+        differences: String,
+    },
+    /// Nobody has planned the container since this engine's side has been up: plan it, then try again.
+    #[error("the container has not been planned since the daemon started; it is tried again")]
+    NotPlanned,
     /// Not the engine, but what was asked of it or what it was to look at.
     #[error("{}", .0.message)]
     Problem(Problem),
@@ -386,10 +409,12 @@ impl EngineError {
             Self::ImageTooLarge { .. } => Code::ImageTooLarge,
             Self::DiskFull { .. } => Code::DiskFull,
             Self::Problem(problem) => problem.code,
+            Self::Violated { .. } => Code::IsolationViolated,
             Self::BelowFloor { .. }
             | Self::NoSuchContainer { .. }
             | Self::AlreadyExists { .. }
             | Self::InUse { .. }
+            | Self::NotPlanned
             | Self::Refused { .. }
             | Self::Failed { .. } => Code::EngineFailed,
         }
@@ -397,7 +422,7 @@ impl EngineError {
 
     /// Whether the same call may succeed later without anything being changed.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable { .. } | Self::TimedOut { .. } | Self::InUse { .. })
+        matches!(self, Self::Unavailable { .. } | Self::TimedOut { .. } | Self::InUse { .. } | Self::NotPlanned)
     }
 
     /// Code and sentence.

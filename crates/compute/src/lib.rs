@@ -3,6 +3,7 @@
 //! - [`engine`] is the seam to the container engine; [`engine::docker`] is the one implementation.
 //! - [`profile`] turns a specification into a [`profile::ContainerPlan`], which cannot say "privileged", and is the
 //!   only place where the engine's options are built; [`inspect`] compares them with what the engine reports (I1, I2).
+//! - [`order`] is what the engine's side takes: the request that the owner signed, verified once more there.
 //! - [`connector`] reaches a container's port from inside its network namespace, so that nothing is published.
 //! - [`guest_program`] is the program of ours that runs inside containers' networks.
 //! - [`image`] moves images as layers named by their digests, without a registry.
@@ -18,6 +19,7 @@ pub mod image;
 pub mod inspect;
 pub mod ledger;
 pub mod logflood;
+pub mod order;
 pub mod possession;
 pub mod profile;
 pub mod record;

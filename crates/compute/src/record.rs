@@ -4,6 +4,7 @@ use bollard::models::ContainerCreateBody;
 use peer_proto::PeerId;
 use peer_proto::code::{Code, Problem};
 use peer_proto::deploy::{ImageSource, Specification, Status};
+use peer_proto::envelope::Signed;
 use peer_proto::frame::{decode_strict, encode};
 use peer_proto::id::{DeploymentId, Digest, RequestHash, RequestId};
 use peer_proto::unit::Timestamp;
@@ -15,7 +16,7 @@ use crate::possession;
 
 /// This room's tables.
 pub const SCHEMA: Schema =
-    Schema { room: "compute", steps: &[TABLES, possession::TABLES, MARK, MADE, possession::PULLS] };
+    Schema { room: "compute", steps: &[TABLES, possession::TABLES, MARK, MADE, possession::PULLS, KEPT] };
 
 const TABLES: &str = "
     CREATE TABLE deployment (
@@ -42,6 +43,10 @@ const MARK: &str = "CREATE TABLE room_mark (id INTEGER PRIMARY KEY CHECK (id = 1
 
 const MADE: &str = "CREATE TABLE container (
         deployment BLOB PRIMARY KEY, told TEXT NOT NULL
+    ) STRICT;";
+
+const KEPT: &str = "CREATE TABLE kept_request (
+        deployment BLOB PRIMARY KEY, audience BLOB NOT NULL, envelope BLOB NOT NULL
     ) STRICT;";
 
 const BLOB_MAX: usize = 2 * 1024 * 1024;
@@ -238,8 +243,32 @@ pub(crate) fn tell(tx: &Tx<'_>, id: DeploymentId, told: &ContainerCreateBody) ->
     Ok(())
 }
 
+/// Keeps the signed request that made a deployment: its containers are made from it, and from nothing else.
+pub(crate) fn keep(tx: &Tx<'_>, id: DeploymentId, signed: &Signed) -> Result<(), DatabaseError> {
+    tx.execute(
+        "INSERT INTO kept_request (deployment, audience, envelope) VALUES (?1, ?2, ?3)",
+        params![id.0, signed.audience().to_bytes(), signed.envelope()],
+    )?;
+    Ok(())
+}
+
+/// The signed request that made a deployment, and the machine that it was made for. A deployment of a version that kept
+/// none has none.
+pub(crate) fn kept(tx: &Tx<'_>, id: DeploymentId) -> Result<Option<(PeerId, Vec<u8>)>, DatabaseError> {
+    let row = tx.query_row("SELECT audience, envelope FROM kept_request WHERE deployment = ?1", [id.0], |row| {
+        let audience = PeerId::from_bytes(&row.get::<_, Vec<u8>>(0)?).map_err(|error| damaged(0, error))?;
+        Ok((audience, row.get(1)?))
+    });
+    match row {
+        Ok(kept) => Ok(Some(kept)),
+        Err(rusqlite::Error::QueryReturnedNoRows) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Forgets a deployment.
 pub(crate) fn delete(tx: &Tx<'_>, id: DeploymentId) -> Result<(), DatabaseError> {
+    tx.execute("DELETE FROM kept_request WHERE deployment = ?1", [id.0])?;
     tx.execute("DELETE FROM container WHERE deployment = ?1", [id.0])?;
     tx.execute("DELETE FROM deployment WHERE id = ?1", [id.0])?;
     Ok(())

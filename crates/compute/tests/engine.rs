@@ -267,7 +267,7 @@ async fn logs_keep_order_and_output_and_end_with_the_container() {
 async fn a_container_is_made_once_stopped_and_removed_any_number_of_times() {
     let fixture = Fixture::load(busybox()).await;
     let container = fixture.create(&["/bin/sleep", "600"], Limits::default()).await;
-    let again = fixture.engine.create(&container.plan).await;
+    let again = fixture.engine.create_planned(&container.plan).await;
     assert!(matches!(again, Err(EngineError::AlreadyExists { .. })), "{again:?}");
     assert!(container.facts().await.created);
     container.start().await;
@@ -291,7 +291,7 @@ async fn a_container_is_made_once_stopped_and_removed_any_number_of_times() {
     let gone = fixture.engine.start(&container.id).await;
     assert!(matches!(gone, Err(EngineError::NoSuchContainer { .. })), "{gone:?}");
     fixture.remove().await;
-    let absent = fixture.engine.create(&container.plan).await;
+    let absent = fixture.engine.create_planned(&container.plan).await;
     assert!(matches!(absent, Err(EngineError::NoSuchImage { .. })), "{absent:?}");
 }
 
@@ -390,7 +390,7 @@ async fn an_exported_image_is_read_as_an_archive() {
 async fn v4_more_than_the_machine_has_is_refused_by_the_engine() {
     let fixture = Fixture::load(busybox()).await;
     let limits = Limits { cpu: 1_000_000.try_into().unwrap(), ..Limits::default() };
-    let refused = fixture.engine.create(&fixture.plan(&["/bin/true"], limits)).await;
+    let refused = fixture.engine.create_planned(&fixture.plan(&["/bin/true"], limits)).await;
     assert!(matches!(refused, Err(EngineError::Refused { .. })), "{refused:?}");
     fixture.remove().await;
 }

@@ -116,11 +116,13 @@ impl EnvelopeError {
     }
 }
 
-/// A request whose signature, signer, audience and times have been checked. Made by [`open`] alone.
+/// A request whose signature, signer, audience and times have been checked. Made by [`open`] alone, and by [`open_kept`]
+/// for what was opened in its time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Signed {
     statement: Statement,
     hash: RequestHash,
+    envelope: Vec<u8>,
 }
 
 impl Signed {
@@ -137,6 +139,16 @@ impl Signed {
     /// Hash of the signed bytes, which every reply names.
     pub fn hash(&self) -> RequestHash {
         self.hash
+    }
+
+    /// The machine that the request was made for.
+    pub fn audience(&self) -> PeerId {
+        self.statement.audience
+    }
+
+    /// The envelope as it came, for [`open_kept`].
+    pub fn envelope(&self) -> &[u8] {
+        &self.envelope
     }
 
     /// The run of the daemon that the request was made for.
@@ -207,6 +219,29 @@ pub fn hash_of_bytes(bytes: &[u8]) -> Option<RequestHash> {
 /// Takes an envelope that the authenticated peer `from` sent to `me`.
 pub fn open(bytes: &[u8], from: &PeerId, me: &PeerId, now: Timestamp) -> Result<Signed, EnvelopeError> {
     let sealed: Sealed = decode_strict(bytes, CONTROL_FRAME_MAX)?;
+    let statement = addressed(&sealed, from, me)?;
+    let (issued_at, not_after) = (statement.issued_at, statement.not_after);
+    if now.since(issued_at) > DRIFT_MAX_MILLISECONDS || issued_at.since(now) > DRIFT_MAX_MILLISECONDS {
+        return Err(EnvelopeError::Drift { issued_at, now });
+    }
+    // The end is judged with the same tolerance as the beginning: both were read from the signer's clock.
+    if not_after.since(issued_at) > LIFE_MAX_MILLISECONDS || now > not_after.plus(DRIFT_MAX_MILLISECONDS) {
+        return Err(EnvelopeError::Expired);
+    }
+    sealed.verify(Context::Request, from)?;
+    Ok(Signed { hash: hash_of(&sealed), statement, envelope: bytes.to_vec() })
+}
+
+/// Takes an envelope that was opened when it came and has been kept since: everything is checked again but its times. It
+/// says what was asked once, and is no reason to do it a second time.
+pub fn open_kept(bytes: &[u8], from: &PeerId, me: &PeerId) -> Result<Signed, EnvelopeError> {
+    let sealed: Sealed = decode_strict(bytes, CONTROL_FRAME_MAX)?;
+    let statement = addressed(&sealed, from, me)?;
+    sealed.verify(Context::Request, from)?;
+    Ok(Signed { hash: hash_of(&sealed), statement, envelope: bytes.to_vec() })
+}
+
+fn addressed(sealed: &Sealed, from: &PeerId, me: &PeerId) -> Result<Statement, EnvelopeError> {
     let statement: Statement = decode_strict(&sealed.bytes, CONTROL_FRAME_MAX)?;
     if statement.version != 1 {
         return Err(EnvelopeError::Version(statement.version));
@@ -217,16 +252,7 @@ pub fn open(bytes: &[u8], from: &PeerId, me: &PeerId, now: Timestamp) -> Result<
     if statement.audience != *me {
         return Err(EnvelopeError::Audience);
     }
-    let (issued_at, not_after) = (statement.issued_at, statement.not_after);
-    if now.since(issued_at) > DRIFT_MAX_MILLISECONDS || issued_at.since(now) > DRIFT_MAX_MILLISECONDS {
-        return Err(EnvelopeError::Drift { issued_at, now });
-    }
-    // The end is judged with the same tolerance as the beginning: both were read from the signer's clock.
-    if not_after.since(issued_at) > LIFE_MAX_MILLISECONDS || now > not_after.plus(DRIFT_MAX_MILLISECONDS) {
-        return Err(EnvelopeError::Expired);
-    }
-    sealed.verify(Context::Request, from)?;
-    Ok(Signed { hash: hash_of(&sealed), statement })
+    Ok(statement)
 }
 
 /// Signs one event of an answer.
@@ -281,6 +307,7 @@ mod tests {
             let mut changed = bytes.clone();
             changed[bit / 8] ^= 1 << (bit % 8);
             assert!(open(&changed, &alice.peer_id(), &bob.peer_id(), NOW).is_err(), "bit {bit}");
+            assert!(open_kept(&changed, &alice.peer_id(), &bob.peer_id()).is_err(), "bit {bit}, kept");
         }
     }
 
@@ -292,6 +319,10 @@ mod tests {
         assert_eq!(as_carol.code(), Code::WrongSigner);
         let to_carol = open(&bytes, &alice.peer_id(), &carol.peer_id(), NOW).unwrap_err();
         assert_eq!(to_carol.code(), Code::WrongAudience);
+        let kept = |from: &Identity, me: &Identity| open_kept(&bytes, &from.peer_id(), &me.peer_id());
+        assert_eq!(kept(&carol, &bob).unwrap_err().code(), Code::WrongSigner);
+        assert_eq!(kept(&alice, &carol).unwrap_err().code(), Code::WrongAudience);
+        assert_eq!(kept(&alice, &bob).unwrap().envelope(), bytes);
     }
 
     #[test]

@@ -13,9 +13,10 @@ use tokio::time::Instant;
 
 use super::{Round, Trouble};
 use crate::deployment::{PAUSE_MAX_MILLISECONDS, Step};
-use crate::engine::{ContainerFacts, ContainerId, Engine, EngineError};
+use crate::engine::{ContainerFacts, ContainerId, Engine, EngineError, Planned};
 use crate::inspect;
-use crate::profile::{self, ContainerPlan};
+use crate::order::Order;
+use crate::profile;
 use crate::record::{self, Record};
 use crate::room::{Endpoint, Inner};
 
@@ -33,11 +34,11 @@ pub(super) async fn start<E: Engine>(
         let message = "its owner's permission to deploy on this machine has ended, so that it is not started again";
         return Err(Problem::new(Code::NotGranted, message).into());
     }
-    let plan = plan(inner, record).await?;
-    let container = prepare(inner, &plan, record).await?;
-    inner.engine.start(&container).await?;
-    let facts = inner.engine.began(&container).await?;
-    check(inner, &profile::body(&plan), &facts, record).await?;
+    let planned = plan(inner, record).await?;
+    let facts = match run(inner, &planned, record).await {
+        Err(Trouble::Engine(error @ EngineError::Violated { .. })) => return Err(violated(inner, record, error).await?),
+        other => other?,
+    };
     if let Some(problem) = not_begun(&facts) {
         return Err(problem.into());
     }
@@ -60,24 +61,41 @@ pub(super) async fn start<E: Engine>(
     }
 }
 
-pub(super) async fn plan<E: Engine>(inner: &Inner<E>, record: &Record) -> Result<ContainerPlan, Trouble> {
+/// Has the engine's side decide how the container runs, from what the owner signed.
+async fn plan<E: Engine>(inner: &Inner<E>, record: &Record) -> Result<Planned, Trouble> {
     let image = record.image.ok_or_else(|| Problem::new(Code::NoSuchImage, "the deployment's image is not known"))?;
-    let facts = inner.engine.has_image(image).await?.ok_or_else(|| {
+    let id = record.id;
+    let (audience, envelope) = inner.database.write(move |tx| record::kept(tx, id)).await?.ok_or_else(|| {
         let message =
-            format!("image {image} is not in the provider's engine any more; remove the deployment and deploy again");
-        Problem::new(Code::NoSuchImage, message)
+            "the deployment was made by a version that did not keep the signed request; remove it and deploy again";
+        Problem::new(Code::WrongState, message)
     })?;
-    let engine = inner.engine.facts().await?;
-    let uid = profile::uid_for(record.slot, engine.user_namespace)
-        .ok_or_else(|| Problem::new(Code::NoCapacity, "no user id is free for one more deployment"))?;
-    Ok(profile::plan(&record.specification, &facts, record.id, record.owner, &inner.mark, uid)?)
+    let (owner, slot, node) = (record.owner, record.slot, inner.mark.clone());
+    let order = Order { owner, audience, envelope, image, slot, node };
+    match inner.engine.plan(&order).await {
+        Ok(planned) if planned.deployment == id => Ok(planned),
+        Ok(_) => Err(Problem::new(Code::Internal, "the signed request that was kept is another deployment's").into()),
+        Err(EngineError::NoSuchImage { image }) => {
+            let message = format!(
+                "image {image} is not in the provider's engine any more; remove the deployment and deploy again"
+            );
+            Err(Problem::new(Code::NoSuchImage, message).into())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn run<E: Engine>(inner: &Inner<E>, planned: &Planned, record: &Record) -> Result<ContainerFacts, Trouble> {
+    let container = prepare(inner, planned, record).await?;
+    inner.engine.start(&container).await?;
+    Ok(inner.engine.began(&container).await?)
 }
 
 /// A container that equals its plan: the one that is there, or a new one. Anything else is destroyed (I1, I2).
-async fn prepare<E: Engine>(inner: &Inner<E>, plan: &ContainerPlan, record: &Record) -> Result<ContainerId, Trouble> {
-    let (id, name, told) = (record.id, plan.name(), profile::body(plan));
+async fn prepare<E: Engine>(inner: &Inner<E>, planned: &Planned, record: &Record) -> Result<ContainerId, Trouble> {
+    let (id, name, told) = (record.id, profile::container_name(&record.id), &planned.told);
     let existing = inner.engine.inspect(&name).await?;
-    let equal = existing.as_ref().is_some_and(|facts| inspect::differences(plan, &facts.report).is_empty());
+    let equal = existing.as_ref().is_some_and(|facts| inspect::differences_from(&name, told, &facts.report).is_empty());
     let judged_by = told.clone();
     let before = inner
         .database
@@ -91,23 +109,18 @@ async fn prepare<E: Engine>(inner: &Inner<E>, plan: &ContainerPlan, record: &Rec
         Some(facts) if equal => return Ok(facts.id),
         Some(facts) => {
             // An older version of this program made it so; anything else has been tampered with, which is audited.
-            check(inner, before.as_ref().unwrap_or(&told), &facts, record).await.or_else(no_violation)?;
+            check(inner, before.as_ref().unwrap_or(told), &facts, record).await.or_else(no_violation)?;
             inner.engine.remove(&facts.id).await?;
         }
         None => {}
     }
-    let id = match inner.engine.create(plan).await {
-        Ok(id) => id,
+    match inner.engine.create(id).await {
         // Made by a call whose answer was lost: the next round finds and judges it.
         Err(EngineError::AlreadyExists { container }) => {
-            return Err(EngineError::InUse { message: format!("container {container} has just been made") }.into());
+            Err(EngineError::InUse { message: format!("container {container} has just been made") }.into())
         }
-        Err(error) => return Err(error.into()),
-    };
-    let facts = inner.engine.inspect(id.as_str()).await?;
-    let facts = facts.ok_or(EngineError::NoSuchContainer { container: id.to_string() })?;
-    check(inner, &told, &facts, record).await?;
-    Ok(id)
+        made => Ok(made?),
+    }
 }
 
 /// A container that is to be replaced anyway may differ: that it did is in the audit log.
@@ -131,24 +144,22 @@ pub(super) async fn check<E: Engine>(
         return Ok(());
     }
     inner.engine.remove(&facts.id).await?;
-    let threat = if differences.iter().any(|difference| difference.to_lowercase().contains("privileged")) {
-        Threat::I1
-    } else {
-        Threat::I2
-    };
+    Err(violated(inner, record, EngineError::Violated { differences: differences.join("; ") }).await?)
+}
+
+/// Audits that a container has been destroyed because it differed.
+async fn violated<E: Engine>(inner: &Inner<E>, record: &Record, error: EngineError) -> Result<Trouble, DatabaseError> {
+    let problem = error.problem();
+    let threat = if problem.message.to_lowercase().contains("privileged") { Threat::I1 } else { Threat::I2 };
     let entry = Entry {
         at: (inner.options.clock)(),
         actor: record.owner.to_string(),
         action: "container destroyed".into(),
         outcome: Outcome::Refused(threat),
-        detail: format!("deployment {}: {}", record.id, differences.join("; ")),
+        detail: format!("deployment {}: {}", record.id, problem.message),
     };
     inner.database.write(move |tx| audit::append(tx, &entry)).await?;
-    let message = format!(
-        "the engine's container differs from the isolation profile ({}); it has been destroyed",
-        differences.join("; ")
-    );
-    Err(Problem::new(Code::IsolationViolated, message).into())
+    Ok(problem.into())
 }
 
 /// How long a restart has to wait still. The wall clock is looked at once; from there on the pause is counted by the monotonic

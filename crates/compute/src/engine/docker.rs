@@ -8,6 +8,7 @@ mod guest_image;
 mod host;
 mod images;
 mod logs;
+mod planned;
 
 use std::{
     collections::HashMap,
@@ -22,18 +23,19 @@ use bollard::{API_DEFAULT_VERSION, Docker};
 use guest_image::GuestImage;
 use peer_proto::{
     deploy::{Limits, RegistryReference},
-    id::Digest,
+    id::{DeploymentId, Digest},
     query::Usage,
 };
 use tokio::time::timeout;
 
 use super::{
     ArchiveStream, ContainerFacts, ContainerId, ContainerSummary, Engine, EngineError, EngineFacts, ExportStream,
-    GrowthStream, ImageChain, ImageFacts, LogOptions, LogStream, PullProgress,
+    GrowthStream, ImageChain, ImageFacts, LogOptions, LogStream, Planned, PullProgress,
 };
 use crate::connector::{ConnectError, Connector, Namespace};
 use crate::guest_program::GuestProgram;
-use crate::profile::ContainerPlan;
+use crate::order::Order;
+use planned::Plans;
 
 /// Where Docker Engine listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/var/run/docker.sock";
@@ -57,6 +59,7 @@ pub struct DockerEngine {
     chains: Mutex<HashMap<Digest, Vec<Digest>>>,
     connector: Connector,
     guest: GuestImage,
+    plans: Plans,
 }
 
 impl fmt::Debug for DockerEngine {
@@ -74,6 +77,7 @@ impl DockerEngine {
             chains: Mutex::default(),
             connector: Connector::new(NAMESPACE_THREADS),
             guest: GuestImage::default(),
+            plans: Plans::default(),
         }
     }
 
@@ -157,8 +161,13 @@ impl Engine for DockerEngine {
         self.delete_image(image).await
     }
 
-    async fn create(&self, plan: &ContainerPlan) -> Result<ContainerId, EngineError> {
-        self.create_container(plan).await
+    async fn plan(&self, order: &Order) -> Result<Planned, EngineError> {
+        self.plan_container(order).await
+    }
+
+    async fn create(&self, deployment: DeploymentId) -> Result<ContainerId, EngineError> {
+        let plan = self.planned(&deployment)?;
+        self.create_planned(&plan).await
     }
 
     async fn inspect(&self, name: &str) -> Result<Option<ContainerFacts>, EngineError> {
@@ -166,11 +175,13 @@ impl Engine for DockerEngine {
     }
 
     async fn start(&self, id: &ContainerId) -> Result<(), EngineError> {
-        self.start_container(id).await
+        self.start_judged(id).await
     }
 
     async fn began(&self, id: &ContainerId) -> Result<ContainerFacts, EngineError> {
-        self.await_begin(id).await
+        let facts = self.await_begin(id).await?;
+        self.judge(&facts).await?;
+        Ok(facts)
     }
 
     async fn stop(&self, id: &ContainerId, grace: Duration) -> Result<(), EngineError> {

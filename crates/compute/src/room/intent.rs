@@ -67,6 +67,7 @@ impl<E: Engine> Room<E> {
             started_at: None,
         };
         record::insert(tx, &record)?;
+        record::keep(tx, record.id, signed)?;
         Ok(Ok(record))
     }
 

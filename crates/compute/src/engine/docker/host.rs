@@ -71,7 +71,7 @@ impl DockerEngine {
             .boxed()
     }
 
-    async fn present(&self, id: &ContainerId) -> Result<ContainerFacts, EngineError> {
+    pub(super) async fn present(&self, id: &ContainerId) -> Result<ContainerFacts, EngineError> {
         let facts = self.inspect_container(id.as_str()).await?;
         facts.ok_or_else(|| EngineError::NoSuchContainer { container: id.to_string() })
     }
