@@ -19,6 +19,7 @@ use peer_proto::{
 
 use crate::{
     connector::{ConnectError, Namespace},
+    image::configuration::Wishes,
     logflood::LogFile,
     order::Order,
 };
@@ -211,20 +212,10 @@ pub struct ImageFacts {
     pub layers: Vec<Digest>,
     /// Such as `amd64`.
     pub architecture: String,
-    /// Such as `linux`.
-    pub system: String,
     /// Unpacked size (bytes).
     pub size: u64,
-    /// Paths that the image wants as volumes.
-    pub volumes: Vec<String>,
-    /// Ports that the image says it listens on, such as `80/tcp`.
-    pub exposed_ports: Vec<String>,
-    /// Its entrypoint.
-    pub entrypoint: Vec<String>,
-    /// Its command.
-    pub command: Vec<String>,
-    /// Its working directory; empty if it names none.
-    pub working_directory: String,
+    /// How it wants to run.
+    pub wishes: Wishes,
     /// Names by which the engine knows it.
     pub names: Vec<String>,
     /// References with a digest by which it was fetched.

@@ -47,7 +47,7 @@ pub(crate) fn check_offer(offer: &ImageOffer, options: &Options) -> Result<Image
         );
         return Err(Problem::new(Code::InvalidImage, message));
     }
-    profile::check_image(&profile::Wishes::from(&configuration))?;
+    profile::check_image(&configuration.wishes)?;
     Ok(configuration)
 }
 

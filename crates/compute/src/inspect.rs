@@ -118,14 +118,23 @@ fn compare(expected: &Map<String, Value>, reported: &Map<String, Value>, found: 
     }
 }
 
-/// Lists of limits have no order of their own.
+/// Lists of limits and of capabilities have no order of their own, and the latter two spellings.
 fn same(name: &str, expected: Option<&Value>, reported: Option<&Value>) -> bool {
     if name == "Ulimits"
         && let (Some(Value::Array(expected)), Some(Value::Array(reported))) = (expected, reported)
     {
         return expected.len() == reported.len() && expected.iter().all(|limit| reported.contains(limit));
     }
+    if matches!(name, "CapAdd" | "CapDrop") {
+        return capabilities(expected) == capabilities(reported);
+    }
     expected == reported
+}
+
+/// Newer engines report `CAP_CHOWN` for `CHOWN`, and sort.
+fn capabilities(list: Option<&Value>) -> Option<BTreeSet<&str>> {
+    let Some(list) = list else { return Some(BTreeSet::new()) };
+    list.as_array()?.iter().map(|name| name.as_str().map(|name| name.strip_prefix("CAP_").unwrap_or(name))).collect()
 }
 
 fn config_differences(expected: &ContainerCreateBody, reported: &ContainerConfig, found: &mut Vec<String>) {
@@ -186,6 +195,8 @@ fn network_differences(report: &ContainerInspectResponse, found: &mut Vec<String
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use bollard::models::{DeviceMapping, EndpointSettings, Mount, MountPoint, NetworkSettings, PortBinding};
+    use peer_proto::deploy::{Capability, Specification, User};
+    use peer_proto::unit::ByteSize;
 
     use super::*;
     use crate::profile::tests::{image, planned, specification};
@@ -236,7 +247,9 @@ mod tests {
         let cases: &[(&str, Spoil)] = &[
             ("Privileged", |h| h.privileged = Some(true)),
             ("CapAdd", |h| h.cap_add = Some(vec!["NET_RAW".into()])),
+            ("CapAdd", |h| h.cap_add = Some(vec!["CAP_CHOWN".into()])),
             ("CapDrop", |h| h.cap_drop = None),
+            ("StorageOpt", |h| h.storage_opt = Some([("size".to_owned(), "1g".to_owned())].into())),
             ("Binds", |h| h.binds = Some(vec!["/:/host".into()])),
             ("Mounts", |h| h.mounts = Some(vec![Mount::default()])),
             ("VolumesFrom", |h| h.volumes_from = Some(vec!["x".into()])),
@@ -286,6 +299,36 @@ mod tests {
                     || found.len() > 1 && found.iter().all(|d| d.contains(name)),
                 "{name}: {found:?}"
             );
+        }
+    }
+
+    #[test]
+    fn v4_what_was_granted_is_compared_too() {
+        let asked = Specification {
+            user: User::Root,
+            capabilities: [Capability::Chown, Capability::Kill].into(),
+            writable: vec!["/data=16m".parse().unwrap()],
+            writable_root: Some(ByteSize::mebibytes(64)),
+            ..specification()
+        };
+        let plan = planned(&asked, &image()).unwrap();
+        let mut report = good(&plan);
+        report.host_config.as_mut().unwrap().cap_add = Some(vec!["CAP_KILL".into(), "CHOWN".into()]);
+        assert_eq!(differences(&plan, &report), Vec::<String>::new());
+        let cases: &[(&str, Spoil)] = &[
+            ("CapAdd", |h| h.cap_add.as_mut().unwrap().push("SETUID".into())),
+            ("CapAdd", |h| h.cap_add = Some(vec!["ALL".into()])),
+            ("CapAdd", |h| h.cap_add = None),
+            ("StorageOpt", |h| h.storage_opt = None),
+            ("StorageOpt", |h| h.storage_opt = Some([("size".to_owned(), "0".to_owned())].into())),
+            ("ReadonlyRootfs", |h| h.readonly_rootfs = Some(true)),
+            ("Tmpfs", |h| drop(h.tmpfs.as_mut().unwrap().insert("/data".into(), "rw,size=1g".into()))),
+        ];
+        for (name, spoil) in cases {
+            let mut report = good(&plan);
+            spoil(report.host_config.as_mut().unwrap());
+            let found = differences(&plan, &report);
+            assert!(found.len() == 1 && found[0].contains(name), "{name}: {found:?}");
         }
     }
 

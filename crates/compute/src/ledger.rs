@@ -40,6 +40,13 @@ pub fn held(records: &[Record], owner: Option<&PeerId>) -> Held {
         })
 }
 
+/// What this deployment's owner held before it: of two that a narrowed grant has no room for, the older goes on.
+pub fn held_before(records: &[Record], one: &Record) -> Held {
+    let age = |record: &Record| (record.created_at, record.id);
+    let older: Vec<_> = records.iter().filter(|record| age(record) < age(one)).cloned().collect();
+    held(&older, Some(&one.owner))
+}
+
 /// Checks that a share is free beside what is held.
 pub fn reserve(offer: &Offer, held: &Held, share: &Limits) -> Result<(), Refusal> {
     let lacking = if held.cpu.saturating_add(share.cpu.get().into()) > offer.cpu {

@@ -5,7 +5,7 @@
 
 pub mod seccomp;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bollard::models::{
     ContainerCreateBody, HealthConfig, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, ResourcesUlimits,
@@ -14,12 +14,13 @@ use bollard::models::{
 use peer_proto::{
     PeerId,
     code::{Code, Problem},
-    deploy::{Limits, Specification},
+    deploy::{Capability, Limits, MountPath, Specification, User, Writable},
     id::{DeploymentId, Digest},
+    unit::ByteSize,
 };
 
 use crate::engine::{ImageFacts, quote};
-use crate::image::configuration::ImageConfiguration;
+use crate::image::configuration::Wishes;
 
 /// Label with the node's own mark: what carries it is ours to look at, never proof that we made it.
 pub const NODE_LABEL: &str = "peer-compute.node";
@@ -54,11 +55,15 @@ pub struct ContainerPlan {
     node: String,
     image: Digest,
     hostname: String,
+    /// 0 for root.
     uid: u32,
     entrypoint: Option<Vec<String>>,
     command: Option<Vec<String>>,
     environment: Vec<String>,
-    volumes: BTreeSet<String>,
+    /// What is writable besides `/tmp`, with its size (bytes).
+    writable: BTreeMap<MountPath, u64>,
+    capabilities: BTreeSet<Capability>,
+    writable_root: Option<u64>,
     limits: Limits,
     stop_timeout_seconds: u32,
 }
@@ -110,9 +115,8 @@ pub fn plan(
     if ![UID_BASE, UID_BASE_MAPPED].iter().any(|base| (*base..base + UID_SLOTS).contains(&uid)) {
         return Err(Problem::new(Code::Internal, format!("user {uid} is not one of those for deployments")));
     }
-    let wishes = Wishes::from(image);
-    let volumes = check_image(&wishes)?;
-    check_program(specification, &wishes)?;
+    let volumes = check_image(&image.wishes)?;
+    check_program(specification, &image.wishes)?;
     let environment = specification.environment.iter().map(|v| format!("{}={}", v.name, v.value)).collect();
     Ok(ContainerPlan {
         deployment,
@@ -120,67 +124,35 @@ pub fn plan(
         node: node.to_owned(),
         image: image.digest,
         hostname: specification.name.as_str().replace(['_', '.'], "-"),
-        uid,
+        uid: if specification.user == User::Root { 0 } else { uid },
         entrypoint: specification.entrypoint.clone(),
         command: (!specification.command.is_empty()).then(|| specification.command.clone()),
         environment,
-        volumes,
+        writable: writable(volumes, specification),
+        capabilities: specification.capabilities.clone(),
+        writable_root: specification.writable_root.map(ByteSize::get),
         limits: specification.limits.clone(),
         stop_timeout_seconds: specification.stop_timeout_seconds,
     })
 }
 
-/// What an image asks for, as far as it decides whether it can run here.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Wishes<'a> {
-    system: &'a str,
-    entrypoint: &'a [String],
-    command: &'a [String],
-    working_directory: &'a str,
-    volumes: &'a [String],
-}
-
-impl<'a> From<&'a ImageFacts> for Wishes<'a> {
-    fn from(image: &'a ImageFacts) -> Self {
-        Self {
-            system: &image.system,
-            entrypoint: &image.entrypoint,
-            command: &image.command,
-            working_directory: &image.working_directory,
-            volumes: &image.volumes,
-        }
-    }
-}
-
-impl<'a> From<&'a ImageConfiguration> for Wishes<'a> {
-    fn from(image: &'a ImageConfiguration) -> Self {
-        Self {
-            system: &image.system,
-            entrypoint: &image.entrypoint,
-            command: &image.command,
-            working_directory: &image.working_directory,
-            volumes: &image.volumes,
-        }
-    }
-}
-
 /// Checks what an image asks for, before its first byte is taken and once more before it runs. Gives its volumes.
-pub(crate) fn check_image(image: &Wishes<'_>) -> Result<BTreeSet<String>, Problem> {
+pub(crate) fn check_image(image: &Wishes) -> Result<BTreeSet<MountPath>, Problem> {
     let invalid = |message| Err(Problem::new(Code::InvalidImage, message));
     if image.system != "linux" {
-        return invalid(format!("the image is for '{}', and only linux images run here", quote(image.system)));
+        return invalid(format!("the image is for '{}', and only linux images run here", quote(&image.system)));
     }
-    let directory = image.working_directory;
+    let directory = &image.working_directory;
     if !directory.is_empty() && !directory.starts_with('/') {
         return invalid(format!("the image's working directory '{}' is not an absolute path", quote(directory)));
     }
-    volumes(image.volumes)
+    volumes(&image.volumes)
 }
 
 /// Checks that the image or the specification names a program.
-pub(crate) fn check_program(specification: &Specification, image: &Wishes<'_>) -> Result<(), Problem> {
-    let entrypoint = specification.entrypoint.as_deref().unwrap_or(image.entrypoint);
-    let command = if specification.command.is_empty() { image.command } else { &specification.command };
+pub(crate) fn check_program(specification: &Specification, image: &Wishes) -> Result<(), Problem> {
+    let entrypoint = specification.entrypoint.as_deref().unwrap_or(&image.entrypoint);
+    let command = if specification.command.is_empty() { &image.command } else { &specification.command };
     if entrypoint.is_empty() && command.is_empty() {
         let message = "the image names no program to run; give a command or an entrypoint";
         return Err(Problem::new(Code::InvalidArgument, message));
@@ -189,26 +161,24 @@ pub(crate) fn check_program(specification: &Specification, image: &Wishes<'_>) -
 }
 
 /// The paths that an image wants as volumes. Left to the engine, each would be host disk without a limit.
-fn volumes(paths: &[String]) -> Result<BTreeSet<String>, Problem> {
-    let invalid = |path: &str| {
-        let message = format!("the image wants a volume at '{}', which is not possible here", quote(path));
-        Problem::new(Code::InvalidImage, message)
-    };
+fn volumes(paths: &[String]) -> Result<BTreeSet<MountPath>, Problem> {
     if paths.len() > VOLUMES_MAX {
         let message = format!("the image wants {} volumes; at most {VOLUMES_MAX} are possible", paths.len());
         return Err(Problem::new(Code::InvalidImage, message));
     }
-    let mut volumes = BTreeSet::new();
-    for path in paths {
-        let plain = path.len() <= 256 && path.bytes().all(|b| b.is_ascii_graphic() && !b":,\\\"'".contains(&b));
-        let parts: Vec<_> = path.split('/').filter(|part| !part.is_empty()).collect();
-        let kernel = matches!(parts.first(), None | Some(&("proc" | "sys" | "dev")));
-        if !plain || !path.starts_with('/') || kernel || parts.iter().any(|part| matches!(*part, "." | "..")) {
-            return Err(invalid(path));
-        }
-        volumes.insert(format!("/{}", parts.join("/")));
-    }
-    Ok(volumes)
+    let volume = |path: &String| {
+        MountPath::normalised(path).map_err(|why| {
+            Problem::new(Code::InvalidImage, format!("the image wants a volume where none can be: {}", quote(&why)))
+        })
+    };
+    paths.iter().map(volume).collect()
+}
+
+/// A tmpfs in the place of each volume, and what the specification asks for, which decides where both name a path.
+fn writable(volumes: BTreeSet<MountPath>, specification: &Specification) -> BTreeMap<MountPath, u64> {
+    let scratch = specification.limits.scratch.get();
+    let asked = specification.writable.iter().map(|Writable { path, size }| (path.clone(), size.get()));
+    volumes.into_iter().map(|path| (path, scratch)).chain(asked).collect()
 }
 
 /// Options of a tmpfs of so many bytes, with as many inodes as pages, within reason. It belongs to the deployment's user,
@@ -218,13 +188,13 @@ fn tmpfs(size: u64, uid: u32) -> String {
     format!("rw,noexec,nosuid,nodev,size={size},nr_inodes={inodes},mode=1777,uid={uid},gid={uid}")
 }
 
-/// Everything writable: `/tmp`, `/run`, and a tmpfs in the place of each volume. All of it counts as memory.
-fn writable(plan: &ContainerPlan) -> HashMap<String, String> {
-    let (scratch, uid) = (plan.limits.scratch.get(), plan.uid);
-    let mut mounts: HashMap<_, _> = plan.volumes.iter().map(|path| (path.clone(), tmpfs(scratch, uid))).collect();
-    mounts.insert("/tmp".into(), tmpfs(scratch, uid));
-    mounts.insert("/run".into(), tmpfs(RUN_SIZE.min(plan.limits.memory.get()), uid));
-    mounts
+/// Everything writable: `/tmp`, `/run`, volumes and what was asked for. All of it counts as memory.
+fn mounts(plan: &ContainerPlan) -> HashMap<String, String> {
+    let run = RUN_SIZE.min(plan.limits.memory.get());
+    let usual = [("/tmp".to_owned(), plan.limits.scratch.get()), ("/run".to_owned(), run)];
+    let more = plan.writable.iter().map(|(path, size)| (path.to_string(), *size));
+    // Of two sizes for one path the last one stays. `/tmp` cannot be asked for, and as a volume it has the same size.
+    usual.into_iter().chain(more).map(|(path, size)| (path, tmpfs(size, plan.uid))).collect()
 }
 
 /// Builds what the engine is told. Every field stands here because the profile wants it; nothing is merged in.
@@ -257,14 +227,17 @@ fn host_config(plan: &ContainerPlan) -> HostConfig {
     let memory = i64::try_from(limits.memory.get()).unwrap_or(i64::MAX);
     let ulimit =
         |name: &str, value: i64| ResourcesUlimits { name: Some(name.into()), soft: Some(value), hard: Some(value) };
+    let capabilities: Vec<_> = plan.capabilities.iter().map(|one| one.kernel_name().to_owned()).collect();
     let log = [("max-size", LOG_SIZE), ("max-file", LOG_FILES)];
     HostConfig {
         network_mode: Some("none".into()),
         privileged: Some(false),
         cap_drop: Some(vec!["ALL".into()]),
         security_opt: Some(vec!["no-new-privileges=true".into(), format!("seccomp={}", seccomp::profile())]),
-        readonly_rootfs: Some(true),
-        tmpfs: Some(writable(plan)),
+        cap_add: (!capabilities.is_empty()).then_some(capabilities),
+        readonly_rootfs: Some(plan.writable_root.is_none()),
+        storage_opt: plan.writable_root.map(|size| [("size".to_owned(), size.to_string())].into()),
+        tmpfs: Some(mounts(plan)),
         shm_size: Some(SHARED_MEMORY),
         memory: Some(memory),
         // Equal to `memory`: no swap on top.
@@ -303,18 +276,26 @@ pub(crate) mod tests {
         }
     }
 
+    fn wishes() -> Wishes {
+        Wishes {
+            system: "linux".into(),
+            command: vec!["/app".into()],
+            working_directory: "/".into(),
+            ..Wishes::default()
+        }
+    }
+
+    fn image_with(wishes: Wishes) -> ImageFacts {
+        ImageFacts { wishes, ..image() }
+    }
+
     pub(crate) fn image() -> ImageFacts {
         ImageFacts {
             digest: Digest::of(b"image"),
             layers: vec![Digest::of(b"layer")],
             architecture: "amd64".into(),
-            system: "linux".into(),
             size: 1,
-            volumes: vec![],
-            exposed_ports: vec![],
-            entrypoint: vec![],
-            command: vec!["/app".into()],
-            working_directory: "/".into(),
+            wishes: wishes(),
             names: vec![],
             references: vec![],
         }
@@ -338,7 +319,8 @@ pub(crate) mod tests {
 
     #[test]
     fn i2_volumes_of_the_image_become_bounded_tmpfs() {
-        let image = ImageFacts { volumes: vec!["/data/".into(), "/data//x".into(), "/tmp".into()], ..image() };
+        let volumes = vec!["/data/".into(), "/data//x".into(), "/tmp".into()];
+        let image = image_with(Wishes { volumes, ..wishes() });
         let host = body(&planned(&specification(), &image).unwrap()).host_config.unwrap();
         let mut paths: Vec<_> = host.tmpfs.unwrap().into_keys().collect();
         paths.sort();
@@ -349,23 +331,24 @@ pub(crate) mod tests {
     #[test]
     fn i2_volumes_over_the_kernels_files_are_refused() {
         for path in ["/", "//", "/proc", "/sys/x", "/dev", "data", "/a/../etc", "/a:/b", "/a,exec", "", "/ä"] {
-            let image = ImageFacts { volumes: vec![path.into()], ..image() };
+            let image = image_with(Wishes { volumes: vec![path.into()], ..wishes() });
             assert_eq!(planned(&specification(), &image).unwrap_err().code, Code::InvalidImage, "{path}");
         }
-        let image = ImageFacts { volumes: (0..=VOLUMES_MAX).map(|n| format!("/{n}")).collect(), ..image() };
+        let volumes = (0..=VOLUMES_MAX).map(|n| format!("/{n}")).collect();
+        let image = image_with(Wishes { volumes, ..wishes() });
         assert!(planned(&specification(), &image).is_err());
     }
 
     #[test]
     fn v4_a_working_directory_that_is_relative_is_refused() {
-        let image = |directory: &str| ImageFacts { working_directory: directory.into(), ..image() };
+        let image = |directory: &str| image_with(Wishes { working_directory: directory.into(), ..wishes() });
         assert_eq!(planned(&specification(), &image("a/b")).unwrap_err().code, Code::InvalidImage);
         assert!(planned(&specification(), &image("")).is_ok());
     }
 
     #[test]
     fn an_image_without_a_program_needs_a_command() {
-        let image = ImageFacts { command: vec![], ..image() };
+        let image = image_with(Wishes { command: vec![], ..wishes() });
         assert_eq!(planned(&specification(), &image).unwrap_err().code, Code::InvalidArgument);
         let with = Specification { command: vec!["/x".into()], ..specification() };
         assert!(planned(&with, &image).is_ok());
@@ -379,6 +362,37 @@ pub(crate) mod tests {
         }
         assert_eq!(uid_for(UID_SLOTS, false), None);
         assert!(uid_for(UID_SLOTS - 1, true).unwrap() < 65_536);
+    }
+
+    #[test]
+    fn what_was_granted_is_in_the_body_and_nothing_else() {
+        let asked = Specification {
+            user: User::Root,
+            capabilities: [Capability::Setuid, Capability::Chown].into(),
+            writable: vec!["/data=16m".parse().unwrap(), "/run=8m".parse().unwrap()],
+            ..specification()
+        };
+        let volumes = vec!["/data".into(), "/more".into()];
+        let body = body(&planned(&asked, &image_with(Wishes { volumes, ..wishes() })).unwrap());
+        assert_eq!(body.user.as_deref(), Some("0:0"));
+        let host = body.host_config.unwrap();
+        assert_eq!(host.cap_add, Some(vec!["CAP_CHOWN".to_owned(), "CAP_SETUID".to_owned()]));
+        assert_eq!((host.cap_drop, host.storage_opt), (Some(vec!["ALL".to_owned()]), None));
+        let tmpfs = host.tmpfs.unwrap();
+        for (path, size) in [("/data", 16 << 20), ("/run", 8 << 20), ("/more", 64 << 20), ("/tmp", 64 << 20)] {
+            let options = &tmpfs[path];
+            assert!(options.contains(&format!("size={size},")), "{path}: {options}");
+            assert!(options.starts_with("rw,noexec,nosuid,nodev,") && options.ends_with(",uid=0,gid=0"), "{options}");
+        }
+        assert_eq!(tmpfs.len(), 4);
+    }
+
+    #[test]
+    fn v5_a_writable_root_has_a_size() {
+        let asked = Specification { writable_root: Some(ByteSize::mebibytes(64)), ..specification() };
+        let host = body(&planned(&asked, &image()).unwrap()).host_config.unwrap();
+        assert_eq!(host.readonly_rootfs, Some(false));
+        assert_eq!(host.storage_opt, Some([("size".to_owned(), "67108864".to_owned())].into()));
     }
 
     #[test]

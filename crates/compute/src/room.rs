@@ -13,12 +13,12 @@ use std::time::Duration;
 
 use peer_proto::PeerId;
 use peer_proto::code::{Code, Problem};
-use peer_proto::deploy::{Health, Limits, Request, State, Status};
+use peer_proto::deploy::{Health, Request, State, Status};
 use peer_proto::id::DeploymentId;
 use peer_proto::query::{Capacity, Usage};
 use peer_proto::unit::{ByteSize, Port, Timestamp};
 use peer_state::database::{Database, DatabaseError, Tx};
-use peer_trust::authorise::Held;
+use peer_trust::authorise::{Held, Share};
 use peer_trust::peers::PeerRecord;
 use tokio::sync::{Notify, broadcast};
 use tokio::time::Instant;
@@ -174,13 +174,12 @@ impl<E: Engine> Room<E> {
         Ok(ledger::held(&record::of_owner(tx, owner)?, Some(owner)))
     }
 
-    /// What the request would add to what its signer holds.
-    pub fn share(&self, tx: &Tx<'_>, owner: &PeerId, request: &Request) -> Result<Option<Limits>, DatabaseError> {
+    /// What the request would have running.
+    pub fn share(&self, tx: &Tx<'_>, owner: &PeerId, request: &Request) -> Result<Option<Share>, DatabaseError> {
         Ok(match request {
-            Request::Deploy(deploy) => Some(deploy.specification.limits.clone()),
+            Request::Deploy(deploy) => Some(Share::more(deploy.specification.clone())),
             Request::Start(id) | Request::Restart(id) => record::find_owned(tx, owner, *id)?
-                .filter(|record| !record.life.state().holds_share())
-                .map(|record| record.specification.limits),
+                .map(|record| Share { adds: !record.life.state().holds_share(), specification: record.specification }),
             Request::Push(_) | Request::Stop(_) | Request::Remove(_) => None,
         })
     }

@@ -447,7 +447,7 @@ async fn alone_the_image_of_our_own_program_is_brought_once_and_replaced_by_its_
     let engine = fixture::engine().with_guest_program(program.clone());
     assert_eq!(engine.guest_image().await.unwrap(), program.image());
     let facts = engine.has_image(program.image()).await.unwrap().unwrap();
-    assert_eq!((facts.names.len(), facts.entrypoint), (0, vec!["/peer-guest".to_owned()]));
+    assert_eq!((facts.names.len(), facts.wishes.entrypoint), (0, vec!["/peer-guest".to_owned()]));
 
     let directory = tempfile::tempdir().unwrap();
     let next = directory.path().join("peer-guest");

@@ -2,7 +2,9 @@
 //! "host network": what the vocabulary lacks cannot be requested (I1, I2).
 
 mod image;
+mod privilege;
 mod specification;
+mod writable;
 
 use std::fmt;
 
@@ -18,7 +20,9 @@ use crate::unit::Timestamp;
 pub use image::{
     IMAGE_CONFIGURATION_MAX, IMAGE_NAME_MAX, ImageOffer, ImageSource, LAYER_SIZE_MAX, LAYERS_MAX, RegistryReference,
 };
+pub use privilege::{Capability, User, list_capabilities};
 pub use specification::{HealthCheck, LIST_MAX, Limits, PATH_MAX, RestartPolicy, Specification, TEXT_MAX, Variable};
+pub use writable::{MountPath, WRITABLE_MAX, Writable};
 
 /// Asks for a deployment.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]

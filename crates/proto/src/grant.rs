@@ -1,8 +1,11 @@
 //! Grants: what one machine allows one peer, always with limits. The default is nothing.
 
+use std::collections::BTreeSet;
+
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
+use crate::deploy::Capability;
 use crate::unit::{ByteSize, Millicores, Timestamp};
 
 /// Everything that a peer is allowed here.
@@ -34,12 +37,39 @@ pub struct DeployGrant {
     #[n(3)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
+    /// Powers of root that a container may keep.
+    #[n(4)]
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    #[cbor(default, skip_if = "BTreeSet::is_empty")]
+    pub capabilities: BTreeSet<Capability>,
+    /// Whether a container may run as root inside.
+    #[n(5)]
+    #[serde(default, skip_serializing_if = "is_false")]
+    #[cbor(default, skip_if = "is_false")]
+    pub root: bool,
+    /// How many bytes of disk the writable root of one container may have; none if absent.
+    #[n(6)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writable_root: Option<ByteSize>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde and minicbor call it so")]
+fn is_false(flag: &bool) -> bool {
+    !*flag
 }
 
 impl DeployGrant {
-    /// These limits, without an end.
+    /// These limits, without an end, and nothing besides.
     pub fn new(max_cpu: Millicores, max_memory: ByteSize, max_containers: u32) -> Self {
-        Self { max_cpu, max_memory, max_containers, expires_at: None }
+        Self {
+            max_cpu,
+            max_memory,
+            max_containers,
+            expires_at: None,
+            capabilities: BTreeSet::new(),
+            root: false,
+            writable_root: None,
+        }
     }
 
     /// Whether the grant still holds at `now`.

@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use libp2p_identity::PeerId;
 use peer_proto::code::{Code, Threat};
-use peer_proto::deploy::{Limits, Request};
+use peer_proto::deploy::{Limits, Request, Specification};
 use peer_proto::envelope::Signed;
 use peer_proto::grant::DeployGrant;
 use peer_proto::unit::Timestamp;
@@ -16,7 +16,7 @@ use crate::refusal::Refusal;
 use crate::refused::Refused;
 use crate::replay::{self, Known};
 use crate::run::Moment;
-use crate::{detail, floor};
+use crate::{allowed, detail, floor};
 
 /// What a peer's deployments hold at the moment of the decision; counted by the room that runs them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -27,6 +27,22 @@ pub struct Held {
     pub memory: u64,
     /// Deployments.
     pub containers: u32,
+}
+
+/// What a request would have running.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Share {
+    /// How it would run: that of the request, or that of the row which the request is about.
+    pub specification: Specification,
+    /// Whether it adds to what its owner holds. What runs already is counted there.
+    pub adds: bool,
+}
+
+impl Share {
+    /// What is not held yet.
+    pub fn more(specification: Specification) -> Self {
+        Self { specification, adds: true }
+    }
 }
 
 /// A request that may be carried out. Made by [`authorise`] alone, and bound to the transaction that recorded it.
@@ -51,14 +67,14 @@ impl Authorised<'_> {
 /// Decides on a request from the peer whose signature it bears. Whatever the decision, the caller commits the
 /// transaction: it holds the audit line, and the mark that the request has been seen.
 ///
-/// `share` is what the request would add to what the peer holds, if it is granted. `refused` says which refusals get a line
-/// of the audit log of their own: the first of a kind does, those that follow are counted.
+/// `share` is what the request would have running, if it is granted. `refused` says which refusals get a line of the audit
+/// log of their own: the first of a kind does, those that follow are counted.
 pub fn authorise<'tx>(
     tx: &'tx Tx<'_>,
     request: Signed,
     moment: Moment,
     held: Held,
-    share: Option<&Limits>,
+    share: Option<&Share>,
     refused: &Refused,
 ) -> Result<Result<Authorised<'tx>, Refusal>, DatabaseError> {
     let decision = decide(tx, &request, moment, held, share)?;
@@ -103,7 +119,7 @@ fn decide(
     request: &Signed,
     moment: Moment,
     held: Held,
-    share: Option<&Limits>,
+    share: Option<&Share>,
 ) -> Result<Result<(), Refusal>, DatabaseError> {
     let Some(peer) = peers::find_peer(tx, &request.signer())? else {
         return Ok(Err(Refusal::new(Code::UntrustedPeer, Threat::I3, "this machine has not added you as a peer")));
@@ -137,19 +153,22 @@ fn decide(
     })
 }
 
-/// Whether a deployment of this owner may be started again without being asked for: a peer needs a live grant for it. Of an
-/// owner who is no peer any more, only what was kept on purpose is left.
-pub fn may_go_on(tx: &Tx<'_>, owner: &PeerId, now: Timestamp) -> Result<bool, DatabaseError> {
-    let peer = peers::find_peer(tx, owner)?;
-    Ok(peer.is_none_or(|peer| peer.grants.deploy.is_some_and(|grant| grant.is_live(now))))
-}
-
-fn within_grant(
-    grant: Option<&DeployGrant>,
+/// Whether a deployment of this owner may be started again without being asked for: a peer needs a live grant for it, that
+/// still covers it beside what he `held` before it. Of an owner who is no peer any more, only what was kept on purpose is
+/// left.
+pub fn may_go_on(
+    tx: &Tx<'_>,
+    owner: &PeerId,
     now: Timestamp,
     held: Held,
-    share: Option<&Limits>,
-) -> Result<(), Refusal> {
+    specification: &Specification,
+) -> Result<Result<(), Refusal>, DatabaseError> {
+    let Some(peer) = peers::find_peer(tx, owner)? else { return Ok(Ok(())) };
+    let share = Share::more(specification.clone());
+    Ok(within_grant(peer.grants.deploy.as_ref(), now, held, Some(&share)))
+}
+
+fn within_grant(grant: Option<&DeployGrant>, now: Timestamp, held: Held, share: Option<&Share>) -> Result<(), Refusal> {
     let Some(grant) = grant else {
         let message =
             "this machine does not let you deploy; ask its owner to run: peerctl peers allow YOU --allow deploy";
@@ -159,7 +178,13 @@ fn within_grant(
         let message = "your permission to deploy on this machine has expired; ask its owner to renew it";
         return Err(Refusal::new(Code::NotGranted, Threat::G4, message));
     }
-    let Some(share) = share else { return Ok(()) };
+    let Some(Share { specification, adds }) = share else { return Ok(()) };
+    allowed::check(specification, grant)?;
+    if *adds { within_sums(grant, held, &specification.limits) } else { Ok(()) }
+}
+
+/// What all deployments of the peer may hold together.
+fn within_sums(grant: &DeployGrant, held: Held, share: &Limits) -> Result<(), Refusal> {
     let over = |what: &str, asked: String, left: String| {
         let message = format!("{what} {asked} is more than your grant leaves on this machine ({left})");
         Err(Refusal::new(Code::OverLimit, Threat::V5, message))

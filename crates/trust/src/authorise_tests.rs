@@ -51,11 +51,11 @@ impl World {
         envelope::open(&bytes, &self.alice.peer_id(), &self.bob.peer_id(), NOW).unwrap()
     }
 
-    fn decide(&self, request: Signed, held: Held, share: Option<&Limits>) -> Result<(), Refusal> {
+    fn decide(&self, request: Signed, held: Held, share: Option<&Share>) -> Result<(), Refusal> {
         self.decide_at(NOW, request, held, share)
     }
 
-    fn decide_at(&self, now: Timestamp, request: Signed, held: Held, share: Option<&Limits>) -> Result<(), Refusal> {
+    fn decide_at(&self, now: Timestamp, request: Signed, held: Held, share: Option<&Share>) -> Result<(), Refusal> {
         self.database
             .write_blocking(|tx| {
                 let moment = Moment { now, incarnation: RUN, elapsed: Duration::ZERO };
@@ -69,6 +69,10 @@ impl World {
     }
 }
 
+fn share() -> Share {
+    Share::more(Specification::plain("web".parse().unwrap(), "web:1"))
+}
+
 fn start() -> Request {
     Request::Start(DeploymentId([1; 16]))
 }
@@ -76,7 +80,7 @@ fn start() -> Request {
 #[tokio::test]
 async fn granted_request_is_allowed_and_audited() {
     let world = world(grants(None)).await;
-    assert_eq!(world.decide(world.request(start()), Held::default(), Some(&Limits::default())), Ok(()));
+    assert_eq!(world.decide(world.request(start()), Held::default(), Some(&share())), Ok(()));
     assert_eq!((world.last_audit().action.as_str(), world.last_audit().outcome.as_str()), ("start", "allowed"));
 }
 
@@ -142,7 +146,7 @@ async fn grant_expires_by_itself() {
 #[tokio::test]
 async fn v5_limits_of_the_grant_hold_for_the_sum() {
     let world = world(grants(None)).await;
-    let share = Limits::default();
+    let share = share();
     let cases = [
         (Held { cpu: 1500, memory: 256 << 20, containers: 1 }, None),
         (Held { cpu: 1501, memory: 0, containers: 0 }, Some("cpu")),
@@ -187,7 +191,7 @@ async fn v3_refused_request_stays_refused_when_room_appears() {
     let world = world(grants(None)).await;
     let full = Held { cpu: 2000, ..Held::default() };
     let id = RequestId::random();
-    let share = Limits::default();
+    let share = share();
     let first = world.decide(world.request_with(start(), id, RUN), full, Some(&share)).unwrap_err();
     assert_eq!(first.problem.code, Code::OverLimit);
     let again = world.decide(world.request_with(start(), id, RUN), Held::default(), Some(&share)).unwrap_err();

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use libp2p_identity::PeerId;
-use peer_proto::deploy::{ImageSource, Request};
+use peer_proto::deploy::{ImageSource, Request, Specification, User, list_capabilities};
 use peer_proto::envelope::Signed;
 use peer_proto::grant::Grants;
 use peer_proto::id::DeploymentId;
@@ -14,7 +14,16 @@ use crate::peers::{InvitationRecord, PeerRecord};
 fn grants(grants: &Grants) -> String {
     let Some(deploy) = &grants.deploy else { return "nothing".to_owned() };
     let ends = deploy.expires_at.map(|end| format!(" until {} ms", end.0)).unwrap_or_default();
-    format!("deploy cpu={} memory={} containers={}{ends}", deploy.max_cpu, deploy.max_memory, deploy.max_containers)
+    let root = if deploy.root { " root" } else { "" };
+    let capabilities = match list_capabilities(&deploy.capabilities) {
+        none if none.is_empty() => none,
+        some => format!(" cap={some}"),
+    };
+    let writable_root = deploy.writable_root.map(|size| format!(" writable-root={size}")).unwrap_or_default();
+    format!(
+        "deploy cpu={} memory={} containers={}{root}{capabilities}{writable_root}{ends}",
+        deploy.max_cpu, deploy.max_memory, deploy.max_containers
+    )
 }
 
 /// A peer that was added or changed.
@@ -72,7 +81,31 @@ fn deployment(owner: &PeerId, signed: &Signed, deploy: &peer_proto::deploy::Depl
     let limits = &specification.limits;
     let expose = specification.expose.map(|port| format!(", port {port}")).unwrap_or_default();
     format!(
-        "deployment {id} '{}', image {image}, cpu={} memory={} pids={} files={} scratch={}{expose}",
-        specification.name, limits.cpu, limits.memory, limits.pids, limits.files, limits.scratch
+        "deployment {id} '{}', image {image}, cpu={} memory={} pids={} files={} scratch={}{expose}{}",
+        specification.name,
+        limits.cpu,
+        limits.memory,
+        limits.pids,
+        limits.files,
+        limits.scratch,
+        asked(specification)
     )
+}
+
+/// What has to be asked for, and is more than every deployment has.
+fn asked(specification: &Specification) -> String {
+    let mut text = String::new();
+    if specification.user == User::Root {
+        text.push_str(", as root");
+    }
+    if !specification.capabilities.is_empty() {
+        let _ = write!(text, ", cap={}", list_capabilities(&specification.capabilities));
+    }
+    for writable in &specification.writable {
+        let _ = write!(text, ", writable {writable}");
+    }
+    if let Some(size) = specification.writable_root {
+        let _ = write!(text, ", writable-root={size}");
+    }
+    text
 }

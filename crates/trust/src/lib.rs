@@ -2,6 +2,7 @@
 //!
 //! Trust is explicit, directional and never transitive: a peer in the list may talk, and may do what its grants say.
 
+pub mod allowed;
 pub mod authorise;
 mod detail;
 pub mod floor;

@@ -9,12 +9,14 @@ use peer_proto::unit::Timestamp;
 use peer_state::audit::{self, Entry, Outcome};
 use peer_state::database::DatabaseError;
 use peer_trust::authorise::may_go_on;
+use peer_trust::refusal::Refusal;
 use tokio::time::Instant;
 
 use super::{Round, Trouble};
 use crate::deployment::{PAUSE_MAX_MILLISECONDS, Step};
 use crate::engine::{ContainerFacts, ContainerId, Engine, EngineError, Planned};
 use crate::inspect;
+use crate::ledger;
 use crate::order::Order;
 use crate::profile;
 use crate::record::{self, Record};
@@ -29,11 +31,7 @@ pub(super) async fn start<E: Engine>(
     if let Some(wait) = not_before.and_then(|at| still_to_wait(inner, record.id, at, now)) {
         return Ok(Round::Pause(wait));
     }
-    let owner = record.owner;
-    if !inner.database.write(move |tx| may_go_on(tx, &owner, now)).await? {
-        let message = "its owner's permission to deploy on this machine has ended, so that it is not started again";
-        return Err(Problem::new(Code::NotGranted, message).into());
-    }
+    still_granted(inner, record, now).await?;
     let planned = plan(inner, record).await?;
     let facts = match run(inner, &planned, record).await {
         Err(Trouble::Engine(error @ EngineError::Violated { .. })) => return Err(violated(inner, record, error).await?),
@@ -59,6 +57,32 @@ pub(super) async fn start<E: Engine>(
         Err(trouble) => Err(trouble),
         Ok(()) => Ok(Round::Again),
     }
+}
+
+/// Its owner's grant may have ended or been narrowed since it was accepted.
+async fn still_granted<E: Engine>(inner: &Inner<E>, record: &Record, now: Timestamp) -> Result<(), Trouble> {
+    let one = record.clone();
+    let decision = inner
+        .database
+        .write(move |tx| -> Result<_, DatabaseError> {
+            let held = ledger::held_before(&record::of_owner(tx, &one.owner)?, &one);
+            let decision = may_go_on(tx, &one.owner, now, held, &one.specification)?;
+            if let Err(refusal) = &decision {
+                let entry = Entry {
+                    at: now,
+                    actor: one.owner.to_string(),
+                    action: "start".into(),
+                    outcome: Outcome::Refused(refusal.threat),
+                    detail: format!("deployment {}: {}", one.id, refusal.problem.message),
+                };
+                audit::append(tx, &entry)?;
+            }
+            Ok(decision)
+        })
+        .await?;
+    decision.map_err(|Refusal { problem, .. }| {
+        Problem::new(problem.code, format!("the deployment is not started: {}", problem.message)).into()
+    })
 }
 
 /// Has the engine's side decide how the container runs, from what the owner signed.
@@ -101,7 +125,9 @@ async fn prepare<E: Engine>(inner: &Inner<E>, planned: &Planned, record: &Record
         .database
         .write(move |tx| -> Result<_, DatabaseError> {
             let before = record::told(tx, id)?;
-            record::tell(tx, id, &judged_by)?;
+            if before.as_ref() != Some(&judged_by) {
+                record::tell(tx, id, &judged_by)?;
+            }
             Ok(before)
         })
         .await?;

@@ -19,24 +19,31 @@ pub struct ImageConfiguration {
     pub digest: Digest,
     /// Such as `amd64`.
     pub architecture: String,
-    /// Such as `linux`.
-    pub system: String,
     /// Digests of the uncompressed layers, lowest first.
     pub layers: Vec<Digest>,
     /// Environment variables (`NAME=VALUE`).
     pub environment: Vec<String>,
+    /// How it wants to run.
+    pub wishes: Wishes,
+}
+
+/// How an image wants to run. Texts of a stranger: what is taken from them is checked, the rest is only shown.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wishes {
+    /// Such as `linux`.
+    pub system: String,
+    /// User that it wants to run as; never obeyed. Empty for root.
+    pub user: String,
     /// Command.
     pub command: Vec<String>,
     /// Entrypoint.
     pub entrypoint: Vec<String>,
-    /// Working directory.
+    /// Working directory; empty if it names none.
     pub working_directory: String,
     /// Paths that it wants as volumes.
     pub volumes: Vec<String>,
     /// Ports that it says it listens on, such as `80/tcp`.
     pub exposed_ports: Vec<String>,
-    /// User that it wants to run as; never obeyed.
-    pub user: String,
 }
 
 /// Why a configuration is refused.
@@ -124,15 +131,17 @@ pub fn parse(bytes: &[u8]) -> Result<ImageConfiguration, ConfigurationError> {
     Ok(ImageConfiguration {
         digest: Digest::of(bytes),
         architecture: document.architecture,
-        system: document.os,
         layers: layers.map_err(|error| invalid(format!("rootfs.diff_ids: {error}")))?,
         environment: settings.env.unwrap_or_default(),
-        command: settings.cmd.unwrap_or_default(),
-        entrypoint: settings.entrypoint.unwrap_or_default(),
-        working_directory: settings.working_dir.unwrap_or_default(),
-        volumes: settings.volumes.unwrap_or_default().into_keys().collect(),
-        exposed_ports: settings.exposed_ports.unwrap_or_default().into_keys().collect(),
-        user: settings.user.unwrap_or_default(),
+        wishes: Wishes {
+            system: document.os,
+            user: settings.user.unwrap_or_default(),
+            command: settings.cmd.unwrap_or_default(),
+            entrypoint: settings.entrypoint.unwrap_or_default(),
+            working_directory: settings.working_dir.unwrap_or_default(),
+            volumes: settings.volumes.unwrap_or_default().into_keys().collect(),
+            exposed_ports: settings.exposed_ports.unwrap_or_default().into_keys().collect(),
+        },
     })
 }
 
@@ -185,9 +194,10 @@ mod tests {
     #[test]
     fn a_configuration_is_read() {
         let configuration = parse(document().to_string().as_bytes()).unwrap();
+        let wishes = &configuration.wishes;
         assert_eq!(configuration.layers, [Digest::of(b"a")]);
         assert_eq!(
-            (configuration.volumes.as_slice(), configuration.command.as_slice()),
+            (wishes.volumes.as_slice(), wishes.command.as_slice()),
             (&["/d".to_owned()][..], &["/x".to_owned()][..])
         );
     }

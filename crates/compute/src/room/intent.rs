@@ -77,7 +77,7 @@ impl<E: Engine> Room<E> {
         match &request.image {
             ImageSource::Offered(offer) => {
                 let image = crate::fetch::check_offer(offer, &self.inner.options).map_err(refuse)?;
-                profile::check_program(&request.specification, &profile::Wishes::from(&image)).map_err(refuse)
+                profile::check_program(&request.specification, &image.wishes).map_err(refuse)
             }
             ImageSource::Registry(_) => Ok(()),
         }

@@ -8,7 +8,9 @@ use clap::Args;
 use hyper::Method;
 use peer_proto::code::{Code, Problem};
 use peer_proto::control::{self, Deployment, Progress};
-use peer_proto::deploy::{HealthCheck, Limits, RestartPolicy, Specification, State, Variable};
+use peer_proto::deploy::{
+    Capability, HealthCheck, Limits, RestartPolicy, Specification, State, User, Variable, Writable,
+};
 use peer_proto::id::Name;
 use peer_proto::text::escape;
 use peer_proto::unit::{ByteSize, Millicores, Port, Span};
@@ -54,6 +56,8 @@ pub(super) struct DeployArguments {
     env_file: Vec<PathBuf>,
     #[command(flatten)]
     limits: LimitArguments,
+    #[command(flatten)]
+    privileges: PrivilegeArguments,
     /// TCP port of the container that may be reached from outside
     #[arg(long, value_name = "PORT", allow_hyphen_values = true)]
     expose: Option<Port>,
@@ -104,11 +108,30 @@ struct LimitArguments {
     /// Writable space on /tmp, which counts as memory [default: 64m, at most half of the memory]
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     scratch: Option<ByteSize>,
+    /// Writable path besides /tmp, emptied at each start; it counts as memory; may be repeated
+    #[arg(long, value_name = "PATH=SIZE")]
+    writable: Vec<Writable>,
+}
+
+/// What has to be granted by the peer.
+#[derive(Debug, Clone, Args)]
+struct PrivilegeArguments {
+    /// Who it runs as: root, or a user of its own, whatever the image says; root needs a grant [default: private]
+    #[arg(short, long, value_name = "USER")]
+    user: Option<User>,
+    /// Power of root that it keeps, such as chown or setuid; needs a grant; may be repeated
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    cap: Vec<Capability>,
+    /// Make the whole image writable, up to so much of the peer's disk; needs a grant
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    writable_root: Option<ByteSize>,
 }
 
 impl LimitArguments {
     fn limits(&self) -> Result<Limits, Failure> {
-        let usual = Limits::default().scratch.get().min(self.memory.get() / 2).max(1);
+        let taken = self.writable.iter().fold(0, |sum: u64, one| sum.saturating_add(one.size.get()));
+        let left = self.memory.get().saturating_sub(taken);
+        let usual = Limits::default().scratch.get().min(self.memory.get() / 2).min(left).max(4096);
         let scratch = match self.scratch {
             Some(scratch) => scratch,
             None => ByteSize::new(usual).map_err(|error| Failure::argument(format!("scratch: {error}")))?,
@@ -154,6 +177,10 @@ impl DeployArguments {
             restart: self.restart,
             health,
             stop_timeout_seconds: seconds("stop timeout", self.stop_timeout)?,
+            capabilities: self.privileges.cap.iter().copied().collect(),
+            user: self.privileges.user.unwrap_or_default(),
+            writable: self.limits.writable.clone(),
+            writable_root: self.privileges.writable_root,
             ..Specification::plain(name, image_name)
         };
         specification.check()?;

@@ -1,6 +1,7 @@
 //! Flags that say what a peer is allowed here, shared by `peers add`, `peers allow`, `invite` and `join`.
 
 use clap::{Args, ValueEnum};
+use peer_proto::deploy::{Capability, list_capabilities};
 use peer_proto::grant::{DeployGrant, Grants};
 use peer_proto::unit::{ByteSize, Millicores, Span, Timestamp};
 
@@ -28,6 +29,15 @@ pub(super) struct GrantArguments {
     /// Deployments at one time [default: 4]
     #[arg(long, requires = "allow", allow_hyphen_values = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     max_containers: Option<u32>,
+    /// Let its containers run as root inside, if it asks for that
+    #[arg(long, requires = "allow")]
+    root: bool,
+    /// Powers of root that its containers may keep, such as chown,setuid; may be repeated
+    #[arg(long, requires = "root", value_name = "NAME", value_delimiter = ',')]
+    cap: Vec<Capability>,
+    /// Let a container write to its image, up to so much of this machine's disk
+    #[arg(long, requires = "allow", allow_hyphen_values = true, value_name = "SIZE")]
+    writable_root: Option<ByteSize>,
 }
 
 impl GrantArguments {
@@ -35,6 +45,9 @@ impl GrantArguments {
     pub(super) fn grants(&self, expires: Option<Span>, now: Timestamp) -> Grants {
         let deploy = self.allow.contains(&Permission::Deploy).then(|| DeployGrant {
             expires_at: expires.map(|span| now.plus(span.seconds.saturating_mul(1000))),
+            capabilities: self.cap.iter().copied().collect(),
+            root: self.root,
+            writable_root: self.writable_root,
             ..DeployGrant::new(
                 self.max_cpu.unwrap_or(Millicores::new(1000).expect("within range")),
                 self.max_memory.unwrap_or(ByteSize::mebibytes(1024)),
@@ -72,7 +85,13 @@ fn describe(grants: &Grants, now: Timestamp, endless: &str) -> String {
         None => endless.to_owned(),
     };
     let DeployGrant { max_cpu, max_memory, max_containers, .. } = deploy;
-    format!("deploy ({max_cpu} CPU, {max_memory}, {max_containers} containers{end})")
+    let root = if deploy.root { ", root" } else { "" };
+    let capabilities = match list_capabilities(&deploy.capabilities) {
+        none if none.is_empty() => none,
+        some => format!(" with {some}"),
+    };
+    let disk = deploy.writable_root.map(|size| format!(", writable root of {size}")).unwrap_or_default();
+    format!("deploy ({max_cpu} CPU, {max_memory}, {max_containers} containers{root}{capabilities}{disk}{end})")
 }
 
 #[cfg(test)]
@@ -89,5 +108,7 @@ mod tests {
         assert!(describe(&ending, Timestamp(1), "").ends_with(", until 1970-01-01T00:01:00.000Z)"));
         assert!(describe(&ending, Timestamp(60_000), "").ends_with(", expired 1970-01-01T00:01:00.000Z)"));
         assert_eq!(in_words_with_end(&Grants::default()), "nothing");
+        let more = GrantArguments { root: true, cap: vec![Capability::Setuid, Capability::Chown], ..arguments };
+        assert!(in_words(&more.grants(None, Timestamp(0))).ends_with("4 containers, root with chown, setuid)"));
     }
 }

@@ -17,6 +17,7 @@ mod isolation;
 mod lifecycle;
 mod main_job;
 mod ownership;
+mod privileges;
 mod requests;
 mod sealing;
 mod trust;

@@ -1,5 +1,6 @@
 //! How a deployment runs: everything that its owner can ask for, with the rules that the types alone cannot express.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -7,6 +8,8 @@ use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
 use super::image::IMAGE_NAME_MAX;
+use super::privilege::{self, Capability, User};
+use super::writable::{self, Writable};
 use crate::code::{Code, Problem};
 use crate::id::Name;
 use crate::unit::{ByteSize, Millicores, Port};
@@ -157,6 +160,26 @@ pub struct Specification {
     /// Time between the request to end and the kill (seconds).
     #[n(10)]
     pub stop_timeout_seconds: u32,
+    /// Powers of root that it keeps; of use to root alone, and only by grant.
+    #[n(11)]
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    #[cbor(default, skip_if = "BTreeSet::is_empty")]
+    pub capabilities: BTreeSet<Capability>,
+    /// Who it runs as; root only by grant.
+    #[n(12)]
+    #[serde(default, skip_serializing_if = "User::is_private")]
+    #[cbor(default, skip_if = "User::is_private")]
+    pub user: User,
+    /// Paths that are writable besides `/tmp` and `/run`.
+    #[n(13)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cbor(default, skip_if = "Vec::is_empty")]
+    pub writable: Vec<Writable>,
+    /// Makes the whole image writable, up to so many bytes of the host's disk; only by grant, and only where the engine
+    /// keeps to a size.
+    #[n(14)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writable_root: Option<ByteSize>,
 }
 
 /// One environment variable.
@@ -222,6 +245,10 @@ impl Specification {
             restart: RestartPolicy::No,
             health: None,
             stop_timeout_seconds: 10,
+            capabilities: BTreeSet::new(),
+            user: User::Private,
+            writable: Vec::new(),
+            writable_root: None,
         }
     }
 
@@ -247,6 +274,11 @@ impl Specification {
             }
             self.check_limits()?;
             self.check_health()?;
+            privilege::check(self.user, &self.capabilities)?;
+            writable::check(&self.writable, &self.limits)?;
+            if let Some(size) = self.writable_root.filter(|size| size.get() < 1 << 20) {
+                return Err(format!("writable root must have at least 1 MiB, not {size}"));
+            }
             match self.stop_timeout_seconds {
                 0..=300 => Ok(()),
                 other => Err(format!("stop timeout must be at most 300 seconds, not {other}")),

@@ -14,7 +14,10 @@ use peer_proto::{deploy::RegistryReference, id::Digest};
 use tokio::time::timeout;
 
 use super::{CHANGE, DockerEngine, LOOK_UP, call, failure};
-use crate::engine::{ArchiveStream, EngineError, ExportStream, ImageChain, ImageFacts, PullProgress, quote};
+use crate::{
+    engine::{ArchiveStream, EngineError, ExportStream, ImageChain, ImageFacts, PullProgress, quote},
+    image::configuration::Wishes,
+};
 
 /// A load may run this long, and as much longer as its size needs at the slowest bearable rate.
 const LOAD: Duration = Duration::from_mins(5);
@@ -188,13 +191,16 @@ fn facts_of(report: ImageInspect) -> Result<ImageFacts, EngineError> {
         digest,
         layers: layers.map_err(|_| EngineError::failed("an image's layer has no digest"))?,
         architecture: report.architecture.unwrap_or_default(),
-        system: report.os.unwrap_or_default(),
         size: report.size.and_then(|size| size.try_into().ok()).unwrap_or_default(),
-        volumes: config.volumes.unwrap_or_default(),
-        exposed_ports: config.exposed_ports.unwrap_or_default(),
-        entrypoint: config.entrypoint.unwrap_or_default(),
-        command: config.cmd.unwrap_or_default(),
-        working_directory: config.working_dir.unwrap_or_default(),
+        wishes: Wishes {
+            system: report.os.unwrap_or_default(),
+            user: config.user.unwrap_or_default(),
+            command: config.cmd.unwrap_or_default(),
+            entrypoint: config.entrypoint.unwrap_or_default(),
+            working_directory: config.working_dir.unwrap_or_default(),
+            volumes: config.volumes.unwrap_or_default(),
+            exposed_ports: config.exposed_ports.unwrap_or_default(),
+        },
         names: report.repo_tags.unwrap_or_default(),
         references: report.repo_digests.unwrap_or_default(),
     })

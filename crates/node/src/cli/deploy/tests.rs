@@ -29,7 +29,7 @@ fn an_image_and_a_peer_are_enough() {
 fn every_flag_reaches_the_specification() {
     let line = "web.tar -p bob -n site -e A=1 -e B=x=y --cpu 1.5 -m 1g --pids 50 --files 256 --scratch 16m --expose 8080 \
         --restart on-failure:3 --entrypoint /bin/app --health-path /ready --health-interval 5s --health-retries 2 \
-        --stop-timeout 1m serve --port 8080";
+        --stop-timeout 1m --user root --cap chown,CAP_SETUID --writable /data=16m --writable-root 1g serve --port 8080";
     let made = specification(&line.split_whitespace().collect::<Vec<_>>().join(" ")).unwrap();
     let expected = Specification {
         entrypoint: Some(vec!["/bin/app".into()]),
@@ -47,6 +47,10 @@ fn every_flag_reaches_the_specification() {
         restart: RestartPolicy::OnFailure(Some(3)),
         health: Some(HealthCheck { path: "/ready".into(), interval_seconds: 5, retries: 2 }),
         stop_timeout_seconds: 60,
+        capabilities: [Capability::Chown, Capability::Setuid].into(),
+        user: User::Root,
+        writable: vec!["/data=16m".parse().unwrap()],
+        writable_root: Some(ByteSize::mebibytes(1024)),
         ..Specification::plain("site".parse().unwrap(), "web.tar")
     };
     assert_eq!(made, expected);
