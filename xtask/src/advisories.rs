@@ -1,7 +1,8 @@
 //! Compares the crates that the workspace builds with a local copy of the RustSec advisory database; no network is used.
 //!
 //! A vulnerability fails the check, unless `deny.toml` ignores it by its id (with a reason there). What is merely
-//! informational (no longer maintained, unsound in some use) is told.
+//! informational (no longer maintained, unsound in some use) is told. Known-bad versions that the database lacks stand in
+//! a list of floors here.
 
 use std::{
     collections::BTreeSet,
@@ -39,6 +40,24 @@ pub enum AdvisoryError {
     },
 }
 
+/// Versions with published faults that the database does not hold: crate, first sound version, what is wrong below.
+const FLOORS: [(&str, Version, &str); 3] = [
+    ("yamux", Version::new(0, 13, 10), "CVE-2026-31814 and CVE-2026-32314, a peer's frame ends the process"),
+    ("libp2p-gossipsub", Version::new(0, 50, 1), "CVE-2026-33040, a peer's message ends the process"),
+    ("libp2p-rendezvous", Version::new(0, 17, 1), "a peer takes memory without bound by registering"),
+];
+
+/// What the comparison gave.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Comparison {
+    /// Crates that were compared.
+    pub crates: usize,
+    /// Day of the newest advisory in the database (`2026-08-19`): the database is at least as new.
+    pub newest: String,
+    /// Advisories and floors that concern us.
+    pub findings: Vec<Finding>,
+}
+
 /// One advisory that concerns a crate which we build.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Finding {
@@ -50,8 +69,8 @@ pub struct Finding {
     pub informational: Option<String>,
 }
 
-/// Compares the workspace at `root` with the database in the directory `database`. Returns how many crates were compared.
-pub fn check(root: &Path, database: &Path) -> Result<(usize, Vec<Finding>), AdvisoryError> {
+/// Compares the workspace at `root` with the database in the directory `database`.
+pub fn check(root: &Path, database: &Path) -> Result<Comparison, AdvisoryError> {
     let ignored = ignored(&root.join("deny.toml"))?;
     let packages = packages(root)?;
     let mut findings = Vec::new();
@@ -69,8 +88,40 @@ pub fn check(root: &Path, database: &Path) -> Result<(usize, Vec<Finding>), Advi
             findings.extend(finding.filter(|finding| !ignored.contains(&finding.id)));
         }
     }
+    findings.extend(packages.iter().filter_map(|(name, version)| below_floor(name, version)));
     findings.sort();
-    Ok((packages.len(), findings))
+    Ok(Comparison { crates: packages.len(), newest: newest(&database.join("crates"))?, findings })
+}
+
+/// Compares the workspace at `root` with the floors alone, for where there is no database.
+pub fn check_floors(root: &Path) -> Result<Comparison, AdvisoryError> {
+    let packages = packages(root)?;
+    let findings = packages.iter().filter_map(|(name, version)| below_floor(name, version)).collect();
+    Ok(Comparison { crates: packages.len(), newest: String::new(), findings })
+}
+
+fn below_floor(name: &str, version: &Version) -> Option<Finding> {
+    let (_, floor, what) = FLOORS.into_iter().find(|(known, floor, _)| *known == name && version < floor)?;
+    let id = format!("floor {floor} ({what})");
+    Some(Finding { id, package: format!("{name} {version}"), informational: None })
+}
+
+/// The day of the newest advisory below this directory.
+fn newest(directory: &Path) -> Result<String, AdvisoryError> {
+    let list = |path: &Path| -> Result<Vec<PathBuf>, AdvisoryError> {
+        let failed = |source| AdvisoryError::Read { path: path.to_path_buf(), source };
+        let entries = fs::read_dir(path).map_err(failed)?;
+        entries.map(|entry| entry.map(|entry| entry.path()).map_err(failed)).collect()
+    };
+    let mut newest = String::new();
+    for package in list(directory)? {
+        for path in list(&package)? {
+            let text = read(&path)?;
+            let date = text.lines().find_map(|line| line.strip_prefix("date = \"")?.strip_suffix('"'));
+            newest = newest.max(date.unwrap_or_default().to_owned());
+        }
+    }
+    Ok(newest)
 }
 
 fn read(path: &Path) -> Result<String, AdvisoryError> {
@@ -155,6 +206,32 @@ mod tests {
         assert_eq!(found(&text, "1.0.0").unwrap().informational.unwrap(), "unmaintained");
         assert_eq!(found(&advisory("withdrawn = \"2020-01-01\"\n[versions]\npatched = []"), "1.0.0"), None);
         assert!(judge("# Title\n", "a", &Version::new(1, 0, 0)).is_err());
+    }
+
+    #[test]
+    fn versions_below_a_floor_are_found_and_others_not() {
+        for (name, version, bad) in [
+            ("yamux", "0.13.9", true),
+            ("yamux", "0.13.10", false),
+            ("yamux", "0.14.1", false),
+            ("libp2p-gossipsub", "0.50.0", true),
+            ("libp2p-gossipsub", "0.50.1", false),
+            ("libp2p-rendezvous", "0.17.0", true),
+            ("serde", "0.0.1", false),
+        ] {
+            assert_eq!(below_floor(name, &Version::parse(version).unwrap()).is_some(), bad, "{name} {version}");
+        }
+    }
+
+    #[test]
+    fn the_newest_advisory_gives_the_databases_day() {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, date) in [("a", "2025-01-31"), ("b", "2026-08-19"), ("c", "2026-08-02")] {
+            let package = directory.path().join(name);
+            fs::create_dir(&package).unwrap();
+            fs::write(package.join("x.md"), advisory(&format!("date = \"{date}\""))).unwrap();
+        }
+        assert_eq!(newest(directory.path()).unwrap(), "2026-08-19");
     }
 
     #[test]

@@ -3,9 +3,11 @@
 //! - [`advisories`] looks for known vulnerabilities in what we link, in a local copy of the database.
 //! - [`image`] builds container images from files, without any engine.
 //! - [`examples`] builds the programs under `examples/` statically and says where they are.
+//! - [`sbom`] judges a bill of materials against what is really linked.
 //! - [`tidy`] checks what the compiler does not: the arrows between crates, lengths, words, documents.
 
 pub mod advisories;
 pub mod examples;
 pub mod image;
+pub mod sbom;
 pub mod tidy;

@@ -13,7 +13,7 @@ use clap::{Args, Parser, ValueEnum};
 use xtask::{
     advisories, examples, image,
     image::{Builder, Layer},
-    tidy,
+    sbom, tidy,
 };
 
 /// The project's own tools.
@@ -28,8 +28,15 @@ enum Task {
     Guest,
     /// Looks for known vulnerabilities in the crates that are built.
     Advisories {
-        /// The directory of a copy of the RustSec advisory database.
-        database: PathBuf,
+        /// The directory of a copy of the RustSec advisory database; without it the list of floors alone is compared.
+        database: Option<PathBuf>,
+    },
+    /// Judges a bill of materials (CycloneDX JSON) against what a crate of ours really links.
+    Sbom {
+        /// The crate, such as peer-node.
+        package: String,
+        /// The bill.
+        bill: PathBuf,
     },
     /// Checks arrows between crates, lengths, words and documents; prints what is wrong.
     Tidy,
@@ -101,7 +108,8 @@ fn main() -> ExitCode {
         Task::Image(args) => write_image(&args),
         Task::Examples => build_examples(),
         Task::Guest => build_guest(),
-        Task::Advisories { database } => look_for_advisories(&database),
+        Task::Advisories { database } => look_for_advisories(database.as_deref()),
+        Task::Sbom { package, bill } => judge_bill(&package, &bill),
         Task::Tidy => run_tidy(),
     };
     match done {
@@ -165,18 +173,38 @@ fn build_guest() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn look_for_advisories(database: &Path) -> Result<(), Box<dyn Error>> {
-    let (count, findings) = advisories::check(&examples::workspace_root(), database)?;
-    for finding in &findings {
+fn look_for_advisories(database: Option<&Path>) -> Result<(), Box<dyn Error>> {
+    let root = examples::workspace_root();
+    let compared = match database {
+        Some(database) => advisories::check(&root, database),
+        None => advisories::check_floors(&root),
+    }?;
+    for finding in &compared.findings {
         let kind = finding.informational.as_deref().unwrap_or("VULNERABLE");
         println!("{}: {} ({kind})", finding.id, finding.package);
     }
-    match findings.iter().filter(|finding| finding.informational.is_none()).count() {
+    let against =
+        if database.is_some() { format!("the database up to {}", compared.newest) } else { "floors".to_owned() };
+    match compared.findings.iter().filter(|finding| finding.informational.is_none()).count() {
         0 => {
-            println!("advisories: {count} crates, no known vulnerability");
+            println!("advisories: {} crates against {against}, no known vulnerability", compared.crates);
             Ok(())
         }
         bad => Err(format!("{bad} known vulnerabilities; update those crates, or judge them in deny.toml").into()),
+    }
+}
+
+fn judge_bill(package: &str, bill: &Path) -> Result<(), Box<dyn Error>> {
+    let (components, faults) = sbom::check(&examples::workspace_root(), package, bill)?;
+    for fault in &faults {
+        println!("{}: {fault}", bill.display());
+    }
+    match faults.len() {
+        0 => {
+            println!("{}: {components} components, complete", bill.display());
+            Ok(())
+        }
+        count => Err(format!("{count} faults in {}", bill.display()).into()),
     }
 }
 

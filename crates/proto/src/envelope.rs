@@ -311,6 +311,25 @@ mod tests {
         }
     }
 
+    /// What the signature keeps out: bytes that were changed on the way are sound requests for something else.
+    #[test]
+    fn control_v2_g2_without_the_signature_changed_bytes_are_other_requests() {
+        let (alice, bob) = (Identity::generate(), Identity::generate());
+        let sealed: Sealed = decode_strict(&sample(&alice, bob.peer_id()).bytes, CONTROL_FRAME_MAX).unwrap();
+        let sound: Statement = decode_strict(&sealed.bytes, CONTROL_FRAME_MAX).unwrap();
+        let mut others = 0;
+        for bit in 0..sealed.bytes.len() * 8 {
+            let mut changed = sealed.clone();
+            changed.bytes[bit / 8] ^= 1 << (bit % 8);
+            let Ok(other) = decode_strict::<Statement>(&changed.bytes, CONTROL_FRAME_MAX) else { continue };
+            if other.body != sound.body && other.signer == sound.signer && other.audience == sound.audience {
+                others += 1;
+                assert!(changed.verify(Context::Request, &alice.peer_id()).is_err(), "bit {bit}");
+            }
+        }
+        assert!(others >= 128, "every bit of the deployment's id names another: {others}");
+    }
+
     #[test]
     fn v2_another_sender_and_v3_another_audience_are_refused() {
         let (alice, bob, carol) = (Identity::generate(), Identity::generate(), Identity::generate());

@@ -84,6 +84,16 @@ async fn granted_request_is_allowed_and_audited() {
     assert_eq!((world.last_audit().action.as_str(), world.last_audit().outcome.as_str()), ("start", "allowed"));
 }
 
+/// What trust and grant keep out: with both, the very request acts that is refused without one of them.
+#[tokio::test]
+async fn control_g4_i3_with_trust_and_grant_the_same_request_acts() {
+    let without = world(Grants::default()).await;
+    let alice = without.alice.peer_id();
+    assert_eq!(without.decide(without.request(start()), Held::default(), None).unwrap_err().threat, Threat::G4);
+    without.trust.update(alice, None, Some(grants(None)), None, NOW).await.unwrap();
+    assert_eq!(without.decide(without.request(start()), Held::default(), None), Ok(()));
+}
+
 #[tokio::test]
 async fn i3_untrusted_peer_and_g4_missing_grant_are_refused() {
     let without = world(Grants::default()).await;
@@ -184,6 +194,25 @@ async fn v3_repetition_is_refused_with_its_outcome_even_after_a_restart() {
     }
     let stale = world.request_with(start(), RequestId::random(), other_run);
     assert_eq!(world.decide(stale, Held::default(), None).unwrap_err().problem.code, Code::StaleIncarnation);
+}
+
+/// What the memory of requests keeps out: where it is empty, the same bytes act once more.
+#[tokio::test]
+async fn control_v3_without_the_memory_a_copy_acts_again() {
+    let first = world(grants(None)).await;
+    let (alice, bob) = (first.alice.clone(), first.bob.clone());
+    let bytes = envelope::seal(&alice, bob.peer_id(), RUN, RequestId::random(), NOW, start()).bytes;
+    let copy = || envelope::open(&bytes, &alice.peer_id(), &bob.peer_id(), NOW).unwrap();
+    assert_eq!(first.decide(copy(), Held::default(), None), Ok(()));
+    assert_eq!(first.decide(copy(), Held::default(), None).unwrap_err().threat, Threat::V3);
+    // The same run and the same trust list on a fresh database.
+    let directory = tempfile::tempdir().unwrap();
+    let database = Database::open(&directory.path().join("db"), &[peer_state::audit::SCHEMA, crate::SCHEMA]).unwrap();
+    let trust = Trust::open(database.clone()).unwrap();
+    let card = SignedCard::sign(&alice, Card::new(&alice, "alice".parse().unwrap(), &[], [0; 32], NOW));
+    trust.add(card, None, grants(None), NOW).await.unwrap();
+    let forgetful = World { _directory: directory, database, trust, alice: alice.clone(), bob: bob.clone() };
+    assert_eq!(forgetful.decide(copy(), Held::default(), None), Ok(()));
 }
 
 #[tokio::test]

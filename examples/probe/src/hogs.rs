@@ -5,6 +5,7 @@ use std::{
     fs::{self, OpenOptions},
     hint,
     io::Write,
+    net::{Ipv4Addr, TcpListener, TcpStream},
     process::{Child, Command},
     thread,
     time::{Duration, Instant},
@@ -21,6 +22,7 @@ const MAX_FORKS: usize = 2_000;
 const MAX_MEMORY_BLOCKS: usize = 8 * 1024;
 const MAX_DISK_BYTES: u64 = 256 << 20;
 const MAX_DISK_FILES: u64 = 20_000;
+const MAX_OPEN: usize = 20_000;
 const BLOCK: usize = 1 << 20;
 
 /// Starts processes until the system refuses, then keeps what it has and goes on trying for a while.
@@ -63,8 +65,74 @@ pub(crate) fn memory(report: &Report) {
     report.attempt("memory", Ok::<_, String>(held.len()));
 }
 
-/// Writes into every directory that lets it, until the system refuses or 256 MiB; then makes empty files.
+/// Writes into every directory that lets it, until the system refuses or 256 MiB; then makes empty files. Goes on with
+/// `/tmp` alone until `PROBE_SECONDS` (0) are over.
 pub(crate) fn disk(report: &Report) {
+    let end = Instant::now() + Duration::from_secs(setting("PROBE_SECONDS", 0));
+    fill_everything(report);
+    while Instant::now() < end {
+        drop(fill("/tmp"));
+    }
+}
+
+/// Opens files and makes names in `/tmp` until the system refuses, over and over for `PROBE_SECONDS`.
+pub(crate) fn files(report: &Report) {
+    let end = Instant::now() + Duration::from_secs(setting("PROBE_SECONDS", 60));
+    let mut told = false;
+    while !told || Instant::now() < end {
+        let mut open = Vec::new();
+        let refused = loop {
+            match fs::File::open("/proc/self/exe") {
+                Ok(file) if open.len() < MAX_OPEN => open.push(file),
+                Ok(_) => break "the probe's own end".to_owned(),
+                Err(error) => break error.to_string(),
+            }
+        };
+        let opened = open.len();
+        drop(open);
+        let made = make_files("/tmp");
+        (0..made).for_each(|number| drop(fs::remove_file(format!("/tmp/probe-file-{number}"))));
+        if !told {
+            report.record("files", opened >= MAX_OPEN, &json!({ "open": opened, "names": made, "end": refused }));
+            told = true;
+        }
+    }
+}
+
+/// Connects to a listener of its own until the system refuses, lets go and does it again for `PROBE_SECONDS`; what is in
+/// `PROBE_TARGETS` is connected to as well.
+pub(crate) fn connections(report: &Report) {
+    let end = Instant::now() + Duration::from_secs(setting("PROBE_SECONDS", 60));
+    let targets = std::env::var("PROBE_TARGETS").unwrap_or_default();
+    let listener = match TcpListener::bind((Ipv4Addr::LOCALHOST, 0)) {
+        Ok(listener) => listener,
+        Err(error) => return report.attempt("connections", Err::<Value, _>(error)),
+    };
+    let mut told = false;
+    while !told || Instant::now() < end {
+        let mut held = Vec::new();
+        let refused = loop {
+            let pair =
+                listener.local_addr().and_then(TcpStream::connect).and_then(|near| Ok((near, listener.accept()?.0)));
+            match pair {
+                Ok(pair) if held.len() < MAX_OPEN => held.push(pair),
+                Ok(_) => break "the probe's own end".to_owned(),
+                Err(error) => break error.to_string(),
+            }
+        };
+        for target in targets.split(',').filter(|target| !target.is_empty()) {
+            if let Some(address) = target.parse().ok().filter(|_| held.len() < MAX_OPEN) {
+                drop(TcpStream::connect_timeout(&address, Duration::from_millis(10)));
+            }
+        }
+        if !told {
+            report.record("connections", held.len() >= MAX_OPEN, &json!({ "held": held.len(), "end": refused }));
+            told = true;
+        }
+    }
+}
+
+fn fill_everything(report: &Report) {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let mut places: BTreeSet<&str> = mounts.lines().filter_map(|line| line.split(' ').nth(1)).collect();
     places.extend(["/", "/tmp", "/var/tmp", "/run", "/dev/shm", "/data", "/etc", "/home"]);

@@ -1,9 +1,9 @@
 //! A hostile guest for the attack tests: it tries what a container must not be able to do, prints one JSON line per
 //! attempt (`probe`, `succeeded`, `detail`), and serves all of them as one JSON array on `PORT` (8080).
 //!
-//! `PROBE_MODE` chooses the attack: `look` (the default, harmless to the host), `forks`, `memory`, `disk`, `cpu` or
-//! `flood`. `PROBE_TARGETS` names addresses (`host:port`, comma-separated) to connect to; `PROBE_SECONDS` bounds `cpu`
-//! and `flood`. Every attack has an upper end, so that a profile that fails does not take the test's machine with it.
+//! `PROBE_MODE` chooses the attack: `look` (the default, harmless to the host), `forks`, `memory`, `disk`,
+//! `files`, `connections`, `cpu` or `flood`. `PROBE_TARGETS` names addresses (`host:port`, comma-separated) to connect to;
+//! `PROBE_SECONDS` is how long the attack goes on. Every attack has an upper end, so that a profile that fails does not take the test's machine with it.
 
 mod attempts;
 mod hogs;
@@ -71,6 +71,8 @@ fn main() {
             "forks" => hogs::forks(&report),
             "memory" => hogs::memory(&report),
             "disk" => hogs::disk(&report),
+            "files" => hogs::files(&report),
+            "connections" => hogs::connections(&report),
             "cpu" => hogs::cpu(&report),
             "flood" => hogs::flood(&report),
             other => report.attempt("mode", Err::<Value, _>(format!("PROBE_MODE={other:?} is not known"))),

@@ -173,4 +173,32 @@ mod tests {
         let for_tests = [("peer-gateway", "middle", Some("dev")), ("middle", "bollard", None)];
         assert_eq!(judge(&metadata(&for_tests)).unwrap(), Vec::<String>::new());
     }
+
+    /// What the table keeps out: cargo by itself links whatever a manifest names.
+    #[test]
+    fn control_i5_cargo_alone_lets_the_gateway_link_an_engine() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        let package = |name: &str| format!("[package]\nname = \"{name}\"\nversion = \"1.0.0\"\nedition = \"2024\"\n");
+        write("Cargo.toml", "[workspace]\nresolver = \"3\"\nmembers = [\"gateway\"]\nexclude = [\"bollard\"]\n");
+        let gateway = package("peer-gateway") + "[dependencies]\nbollard = { path = \"../bollard\" }\n";
+        write("gateway/Cargo.toml", &gateway);
+        write("gateway/src/main.rs", "fn main() { bollard::start_anything(); }\n");
+        write("bollard/Cargo.toml", &package("bollard"));
+        write("bollard/src/lib.rs", "pub fn start_anything() {}\n");
+        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+        let built = Command::new(&cargo)
+            .current_dir(root.path())
+            .env("CARGO_TARGET_DIR", root.path().join("target"))
+            .args(["check", "--offline", "--quiet"])
+            .status()
+            .unwrap();
+        assert!(built.success(), "cargo has nothing against it");
+        let faults = check(root.path()).unwrap();
+        assert!(faults.iter().any(|fault| fault.starts_with("peer-gateway: links bollard")), "{faults:?}");
+    }
 }

@@ -3,10 +3,12 @@
 //! - [`arrows`]: which crate may depend on which, and what must never be linked.
 //! - [`source`]: lengths of files and functions, words, names of modules, paths of somebody's machine.
 //! - [`documents`]: generated and promised documents agree with the code.
+//! - [`threats`]: every threat has an attack and a control, and every test that is named is there.
 
 pub mod arrows;
 pub mod documents;
 pub mod source;
+pub mod threats;
 
 use std::{
     fs, io,
@@ -47,6 +49,7 @@ pub fn check(root: &Path) -> Result<Vec<String>, TidyError> {
         }
     }
     faults.extend(documents::check(root)?);
+    faults.extend(threats::check(root)?);
     faults.sort();
     Ok(faults)
 }

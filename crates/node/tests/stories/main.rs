@@ -7,9 +7,11 @@
 
 mod bad_input;
 mod commands;
+mod controls;
 mod crash;
 mod doctor;
 mod engines;
+mod floods;
 mod gateway;
 mod identity;
 mod images;

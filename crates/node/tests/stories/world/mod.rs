@@ -14,7 +14,7 @@ use peer_proto::id::DeploymentId;
 
 pub(crate) use gate::{Answer, Gate, host_of};
 pub(crate) use images::{Files, Loaded, docker, docker_try, hello, noise, probe, salted, shell};
-pub(crate) use machine::{Machine, Output, Running};
+pub(crate) use machine::{Forward, Machine, Output, Running};
 pub(crate) use registry::Registry;
 pub(crate) use wire::Wire;
 
