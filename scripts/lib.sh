@@ -163,3 +163,40 @@ stop_engine() {
     done
     ENGINE_STARTED_PID=""
 }
+
+# Compares what is built with the copy of the RustSec advisory database that stands beside the repository, and with the list of
+# versions that the database lacks. Nothing is fetched; what is missing is said.
+ADVISORY_SNAPSHOT=../shared/advisory-db.tar.gz
+ADVISORY_MAX_AGE=${ADVISORY_MAX_AGE:-365}
+check_advisories() {
+    # The name under which cargo-deny looks for its own clone of the database.
+    local parent=$PWD/target/advisories copy newest
+    copy=$parent/advisory-db-3157b0e258782691
+    if [ ! -f "$ADVISORY_SNAPSHOT" ]; then
+        say "skipped: no copy of the RustSec advisory database at $ADVISORY_SNAPSHOT; only the list of floors is compared"
+        target/release/xtask advisories
+        return
+    fi
+    rm -rf "$parent" && mkdir -p "$parent"
+    tar -xzf "$ADVISORY_SNAPSHOT" -C "$parent" && mv "$parent/advisory-db" "$copy"
+    newest=$(grep -rhoE '^date = "[0-9-]+"' "$copy/crates" | cut -d '"' -f 2 | sort | tail -n 1)
+    say "advisory database: newest advisory of $newest, $((($(date +%s) - $(date -d "$newest" +%s)) / 86400)) days old (at most $ADVISORY_MAX_AGE)"
+    target/release/xtask advisories "$copy"
+    if ! cargo deny --version >/dev/null 2>&1; then
+        say "skipped: cargo-deny is not installed (cargo install --locked cargo-deny)"
+        return
+    fi
+    # The tool wants a git repository with a date. Whether a version was withdrawn only the registry could tell, which is not asked.
+    (
+        cd "$copy"
+        export GIT_AUTHOR_DATE="$newest 12:00:00 +0000" GIT_COMMITTER_DATE="$newest 12:00:00 +0000"
+        git init --quiet --initial-branch=main
+        git add --all
+        git -c user.name=copy -c user.email=copy@localhost -c commit.gpgsign=false commit --quiet --message "Copy of $newest"
+        git rev-parse HEAD >.git/FETCH_HEAD
+        touch -d "$newest 12:00:00 UTC" .git/FETCH_HEAD
+    )
+    sed -e "s|^\[advisories\]|[advisories]\ndb-path = \"$parent\"\nmaximum-db-staleness = \"P${ADVISORY_MAX_AGE}D\"|" \
+        -e 's|^yanked = .*|yanked = "allow"|' deny.toml >"$parent/deny.toml"
+    cargo deny --offline --locked --config "$parent/deny.toml" check advisories
+}

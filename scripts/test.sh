@@ -64,19 +64,6 @@ deny() {
     fi
 }
 
-advisories() {
-    local snapshot=../shared/advisory-db.tar.gz database=target/advisory-db
-    if [ ! -d "$database" ] && [ -f "$snapshot" ]; then
-        mkdir -p target && tar -xzf "$snapshot" -C target
-    fi
-    if [ -d "$database" ]; then
-        target/release/xtask advisories "$database"
-    else
-        say "skipped: no copy of the RustSec advisory database at $database; only the list of floors is compared"
-        target/release/xtask advisories
-    fi
-}
-
 # Every parser of foreign bytes gets random and mutated input for a few seconds.
 fuzz() {
     if [ -f fuzz/Cargo.toml ]; then
@@ -93,7 +80,7 @@ step "format" cargo fmt --all --check
 step "build" cargo build --release --workspace --locked
 step "examples" target/release/xtask examples
 step "tidy" target/release/xtask tidy
-step "advisories" advisories
+step "advisories" check_advisories
 step "licences and sources" deny
 if [ "$LINT" = yes ]; then step "lint" lint; fi
 step "fuzz" fuzz

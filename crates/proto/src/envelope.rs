@@ -311,6 +311,78 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_was_sealed_is_read_back_whole() {
+        let (alice, bob) = (Identity::generate(), Identity::generate());
+        let outgoing = sample(&alice, bob.peer_id());
+        assert_eq!(hash_of_bytes(&outgoing.bytes), Some(outgoing.hash));
+        assert_eq!(hash_of_bytes(b"no envelope"), None);
+        let signed = open(&outgoing.bytes, &alice.peer_id(), &bob.peer_id(), NOW).unwrap();
+        assert_eq!((signed.signer(), signed.incarnation()), (alice.peer_id(), Incarnation([1; 16])));
+        assert_eq!(signed.not_after(), NOW.plus(300_000), "our own requests live for five minutes");
+    }
+
+    /// A request with these times, signed by whoever may.
+    fn with_times(identity: &Identity, audience: PeerId, issued_at: Timestamp, not_after: Timestamp) -> Vec<u8> {
+        let (signer, body) = (identity.peer_id(), Request::Stop(DeploymentId([3; 16])));
+        let (incarnation, request) = (Incarnation([1; 16]), RequestId([2; 16]));
+        let statement = Statement {
+            version: 1,
+            signer,
+            signer_epoch: 0,
+            audience,
+            incarnation,
+            request,
+            issued_at,
+            not_after,
+            body,
+        };
+        encode(&identity.seal(Context::Request, encode(&statement)))
+    }
+
+    #[test]
+    fn v3_life_and_end_are_judged_to_the_millisecond() {
+        const MINUTE: u64 = 60_000;
+        let (alice, bob) = (Identity::generate(), Identity::generate());
+        let judged = |issued_at: u64, not_after: u64| {
+            let bytes = with_times(&alice, bob.peer_id(), Timestamp(issued_at), Timestamp(not_after));
+            open(&bytes, &alice.peer_id(), &bob.peer_id(), NOW).map(|_| ()).map_err(|error| error.code())
+        };
+        let now = NOW.0;
+        for (issued_at, not_after, expected) in [
+            (now, now + 15 * MINUTE, Ok(())),
+            (now, now + 15 * MINUTE + 1, Err(Code::Expired)),
+            (now, now + 60 * MINUTE, Err(Code::Expired)),
+            (now - 5 * MINUTE, now - 5 * MINUTE, Ok(())),
+            (now - 5 * MINUTE, now - 5 * MINUTE - 1, Err(Code::Expired)),
+            (now, now - 10 * MINUTE, Err(Code::Expired)),
+            (now - 5 * MINUTE - 1, now, Err(Code::ClockDrift)),
+            (now + 5 * MINUTE, now + 6 * MINUTE, Ok(())),
+            (now + 5 * MINUTE + 1, now + 6 * MINUTE, Err(Code::ClockDrift)),
+        ] {
+            assert_eq!(judged(issued_at, not_after), expected, "{issued_at} to {not_after}");
+        }
+    }
+
+    #[test]
+    fn a_difference_is_told_in_the_unit_that_fits() {
+        for (milliseconds, text) in [
+            (0, "0 s"),
+            (119_999, "119 s"),
+            (120_000, "2 min"),
+            (7_199_999, "119 min"),
+            (7_200_000, "2 h"),
+            (172_799_999, "47 h"),
+            (172_800_000, "2 days"),
+            (864_000_000, "10 days"),
+        ] {
+            assert_eq!(duration_sentence(milliseconds), text);
+        }
+        assert!(drift_sentence(NOW.plus(1_000), NOW).contains("1 s ahead of"));
+        assert!(drift_sentence(NOW, NOW.plus(1_000)).contains("1 s behind"));
+        assert!(drift_sentence(NOW, NOW).contains("0 s behind"));
+    }
+
     /// What the signature keeps out: bytes that were changed on the way are sound requests for something else.
     #[test]
     fn control_v2_g2_without_the_signature_changed_bytes_are_other_requests() {

@@ -188,6 +188,20 @@ mod tests {
         assert_eq!(verification_code(&one, &other), verification_code(&other, &one));
     }
 
+    /// Both friends must read the same digits, whatever version of the program each has.
+    #[test]
+    fn verification_code_of_known_keys_never_changes() {
+        let [one, other] = [1, 2].map(|seed| Identity::from_seed(&[seed; 32]).peer_id());
+        assert_eq!(verification_code(&one, &other), "813 308 618");
+        assert_ne!(verification_code(&one, &one), verification_code(&other, &other));
+    }
+
+    #[test]
+    fn an_identity_is_written_as_its_peer_id_alone() {
+        let identity = Identity::generate();
+        assert_eq!(format!("{identity:?}"), format!("Identity({})", identity.peer_id()));
+    }
+
     #[test]
     fn libp2p_and_our_key_agree_on_the_peer_id() {
         let identity = Identity::generate();

@@ -196,6 +196,46 @@ async fn v3_repetition_is_refused_with_its_outcome_even_after_a_restart() {
     assert_eq!(world.decide(stale, Held::default(), None).unwrap_err().problem.code, Code::StaleIncarnation);
 }
 
+#[tokio::test]
+async fn g4_what_ran_goes_on_by_a_live_grant_alone() {
+    let expiring = world(grants(Some(NOW.plus(1_000)))).await;
+    let alice = expiring.alice.peer_id();
+    let specification = Specification::plain("web".parse().unwrap(), "web:1");
+    let goes_on = |world: &World, owner: PeerId, now: Timestamp, held: Held| {
+        let decide = |tx: &Tx<'_>| may_go_on(tx, &owner, now, held, &specification);
+        world.database.write_blocking(decide).unwrap().map_err(|refusal| refusal.threat)
+    };
+    let none = Held::default();
+    assert_eq!(goes_on(&expiring, alice, NOW, none), Ok(()));
+    assert_eq!(goes_on(&expiring, alice, NOW.plus(2_000), none), Err(Threat::G4), "the grant has ended");
+    let full = Held { containers: 2, ..none };
+    assert_eq!(goes_on(&expiring, alice, NOW, full), Err(Threat::V5), "it covers no third");
+    let without = world(Grants::default()).await;
+    assert_eq!(goes_on(&without, without.alice.peer_id(), NOW, none), Err(Threat::G4), "there is none");
+    let stranger = Identity::generate().peer_id();
+    assert_eq!(goes_on(&without, stranger, NOW, none), Ok(()), "kept on purpose of one who is no peer any more");
+}
+
+/// A request is forgotten ten minutes after its end, not earlier, and then only by both clocks.
+#[tokio::test]
+async fn v3_a_request_is_remembered_to_the_end_of_its_time() {
+    let world = world(grants(None)).await;
+    let request = || {
+        let bytes = envelope::seal(&world.alice, world.bob.peer_id(), RUN, RequestId([7; 16]), NOW, start()).bytes;
+        envelope::open(&bytes, &world.alice.peer_id(), &world.bob.peer_id(), NOW).unwrap()
+    };
+    let end = request().not_after().plus(2 * 5 * 60_000);
+    let moment = |now: Timestamp| Moment { now, incarnation: RUN, elapsed: Duration::from_millis(now.since(NOW)) };
+    let held = || world.database.write_blocking(replay::remembered).unwrap();
+    world.database.write_blocking(|tx| replay::remember(tx, &request(), moment(NOW), "accepted")).unwrap();
+    assert_eq!(held(), 1);
+    let another = world.request(start());
+    for (now, left) in [(end, 1), (end.plus(1), 0)] {
+        world.database.write_blocking(|tx| replay::look_up(tx, &another, moment(now), 10).map(|_| ())).unwrap();
+        assert_eq!(held(), left, "{now:?}");
+    }
+}
+
 /// What the memory of requests keeps out: where it is empty, the same bytes act once more.
 #[tokio::test]
 async fn control_v3_without_the_memory_a_copy_acts_again() {
