@@ -24,6 +24,8 @@ use crate::room::Inner;
 
 pub(crate) use tidy::tidy_up;
 
+/// How long a program is given to end whose owner may not run it here any more.
+const WITHDRAWN_GRACE: Duration = Duration::from_secs(1);
 /// Pause before a transient failure is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -128,6 +130,7 @@ async fn start_again<E: Engine>(inner: &Inner<E>, id: DeploymentId) -> Result<Ro
         .change(id, |record| {
             if record.wanted == Wanted::Restarted {
                 (record.wanted, record.restarts, record.restarts_in_row) = (Wanted::Running, 0, 0);
+                record.reason = None;
                 record.step(Step::Start)?;
             }
             Ok(())
@@ -163,6 +166,7 @@ async fn end<E: Engine>(inner: &Inner<E>, record: &Record) -> Result<Round, Trou
     let container = inner.engine.inspect(&container_name(&record.id)).await?;
     if let Some(facts) = container.filter(|facts| facts.running) {
         let grace = Duration::from_secs(record.specification.stop_timeout_seconds.into());
+        let grace = if record.reason.is_some() { grace.min(WITHDRAWN_GRACE) } else { grace };
         inner.engine.stop(&facts.id, grace).await?;
         let after = inner.engine.inspect(facts.id.as_str()).await?;
         exit_code = after.and_then(|facts| facts.exit_code);

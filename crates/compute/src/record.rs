@@ -9,6 +9,7 @@ use peer_proto::frame::{decode_strict, encode};
 use peer_proto::id::{DeploymentId, Digest, RequestHash, RequestId};
 use peer_proto::unit::Timestamp;
 use peer_state::database::{DatabaseError, Schema, Tx};
+use peer_state::rusqlite::types::ValueRef;
 use peer_state::rusqlite::{self, Row, params};
 
 use crate::deployment::{Life, Restarts, Step, Wanted};
@@ -16,7 +17,7 @@ use crate::possession;
 
 /// This room's tables.
 pub const SCHEMA: Schema =
-    Schema { room: "compute", steps: &[TABLES, possession::TABLES, MARK, MADE, possession::PULLS, KEPT] };
+    Schema { room: "compute", steps: &[TABLES, possession::TABLES, MARK, MADE, possession::PULLS, KEPT, REASON] };
 
 const TABLES: &str = "
     CREATE TABLE deployment (
@@ -48,6 +49,8 @@ const MADE: &str = "CREATE TABLE container (
 const KEPT: &str = "CREATE TABLE kept_request (
         deployment BLOB PRIMARY KEY, audience BLOB NOT NULL, envelope BLOB NOT NULL
     ) STRICT;";
+/// Why a deployment was stopped, where that was not its owner's wish.
+const REASON: &str = "ALTER TABLE deployment ADD COLUMN reason BLOB;";
 
 const BLOB_MAX: usize = 2 * 1024 * 1024;
 
@@ -84,6 +87,8 @@ pub struct Record {
     pub created_at: Timestamp,
     /// When its present or last run began.
     pub started_at: Option<Timestamp>,
+    /// Why it was stopped, where that was not its owner's wish.
+    pub reason: Option<Problem>,
 }
 
 impl Record {
@@ -97,7 +102,11 @@ impl Record {
 
     /// As its owner sees it. Health and public address are not stored; whoever knows them fills them in.
     pub fn status(&self) -> Status {
-        let problem = if let Life::Failed(problem) = &self.life { Some(problem.clone()) } else { None };
+        let problem = match &self.life {
+            Life::Failed(problem) => Some(problem.clone()),
+            Life::Stopping | Life::Stopped => self.reason.clone(),
+            _ => None,
+        };
         Status {
             id: self.id,
             specification: self.specification.clone(),
@@ -115,7 +124,7 @@ impl Record {
 }
 
 const COLUMNS: &str = "id, owner, specification, source, image, request, request_hash, slot, wanted, life, restarts,
-    restarts_in_row, exit_code, created_at, started_at";
+    restarts_in_row, exit_code, created_at, started_at, reason";
 
 fn read(row: &Row<'_>) -> rusqlite::Result<Record> {
     Ok(Record {
@@ -134,6 +143,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Record> {
         exit_code: row.get(12)?,
         created_at: Timestamp(row.get(13)?),
         started_at: row.get::<_, Option<u64>>(14)?.map(Timestamp),
+        reason: if row.get_ref(15)? == ValueRef::Null { None } else { Some(blob(row, 15)?) },
     })
 }
 
@@ -206,7 +216,7 @@ pub(crate) fn insert(tx: &Tx<'_>, record: &Record) -> Result<(), DatabaseError> 
 pub(crate) fn update(tx: &Tx<'_>, record: &Record) -> Result<(), DatabaseError> {
     tx.prepare_cached(
         "UPDATE deployment SET image = ?2, wanted = ?3, life = ?4, restarts = ?5, restarts_in_row = ?6,
-            exit_code = ?7, started_at = ?8 WHERE id = ?1",
+            exit_code = ?7, started_at = ?8, reason = ?9 WHERE id = ?1",
     )?
     .execute(params![
         record.id.0,
@@ -217,6 +227,7 @@ pub(crate) fn update(tx: &Tx<'_>, record: &Record) -> Result<(), DatabaseError> 
         record.restarts_in_row,
         record.exit_code,
         record.started_at.map(|at| at.0),
+        record.reason.as_ref().map(encode),
     ])?;
     Ok(())
 }

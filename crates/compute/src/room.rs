@@ -22,7 +22,7 @@ use peer_trust::authorise::{Held, Share};
 use peer_trust::peers::PeerRecord;
 use tokio::sync::{Notify, broadcast};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::connector::Namespace;
@@ -92,6 +92,8 @@ pub struct Endpoint {
     pub publish: bool,
     /// Its network.
     pub namespace: Namespace,
+    /// Ends what visitors have open to it: it is being ended, or runs no more.
+    pub closed: CancellationToken,
 }
 
 #[derive(Debug, Default)]
@@ -102,6 +104,8 @@ pub(crate) struct Live {
     /// How fast its log has grown lately.
     pub(crate) log: FloodWatch,
     pub(crate) endpoint: Option<Endpoint>,
+    /// Closes that endpoint when this is dropped.
+    pub(crate) open: Option<DropGuard>,
     /// The moment before which it is not started again, and when that is by the monotonic clock.
     pub(crate) due: Option<(Timestamp, Instant)>,
     health: Option<Health>,
@@ -358,12 +362,30 @@ pub fn end_all_of(tx: &Tx<'_>, owner: &PeerId) -> Result<Vec<Record>, DatabaseEr
     let mut ended = Vec::new();
     for mut record in record::of_owner(tx, owner)? {
         if record.wanted != Wanted::Removed && intent::want_removed(&mut record).is_ok() {
+            record.reason = Some(Problem::new(Code::UntrustedPeer, "its owner is trusted here no more"));
             record::update(tx, &record)?;
             ended.push(record);
         }
     }
     possession::forget_owner(tx, owner)?;
     Ok(ended)
+}
+
+/// Has everything stopped that runs here of an owner who may run it no more, in the transaction that says so. It is kept, and
+/// can be started again by its owner once that is allowed. Gives what is being stopped; after the commit each of these goes
+/// to [`Room::committed`].
+pub fn stop_all_of(tx: &Tx<'_>, owner: &PeerId, reason: &Problem) -> Result<Vec<Record>, DatabaseError> {
+    let mut stopped = Vec::new();
+    for mut record in record::of_owner(tx, owner)? {
+        let goes_on = record.life.state().holds_share() || record.wanted == Wanted::Restarted;
+        let ends = matches!(record.wanted, Wanted::Running | Wanted::Restarted) && goes_on;
+        if ends && intent::want_stopped(&mut record).is_ok() {
+            record.reason = Some(reason.clone());
+            record::update(tx, &record)?;
+            stopped.push(record);
+        }
+    }
+    Ok(stopped)
 }
 
 impl<E> Inner<E> {
@@ -389,6 +411,7 @@ impl<E> Inner<E> {
             && let Some(live) = self.live().get_mut(&record.id)
         {
             (live.judged, live.endpoint, live.health, live.url) = (false, None, None, None);
+            live.open = None;
         }
         let change = Change { id: record.id, owner: record.owner, status: Some(self.status(record)) };
         // Nobody may be listening.

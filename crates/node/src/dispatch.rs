@@ -5,13 +5,14 @@ mod streams;
 
 use std::sync::Arc;
 
-use peer_net::{InboundStream, Incoming};
+use peer_net::exchange::ExchangeError;
+use peer_net::{InboundStream, Incoming, Role};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::daemon::Daemon;
 use crate::node::Node;
-use crate::{introduction, protocols};
+use crate::{introduction, protocols, withdrawal};
 
 pub(crate) use streams::{CONNECT_DEADLINE, join_streams};
 
@@ -31,9 +32,26 @@ pub async fn serve(
     }
 }
 
+/// Serves one stream. One of a peer that is removed meanwhile ends at once, wherever it waits.
 async fn one(daemon: &Arc<Daemon>, node: &Arc<Node>, inbound: InboundStream) {
-    let (peer, name) = (inbound.peer, inbound.protocol.name());
-    let served = match inbound.protocol {
+    let (peer, name, role) = (inbound.peer, inbound.protocol.name(), inbound.role);
+    let removed = async {
+        match role {
+            Role::Peer => withdrawal::until_removed(&daemon.trust, peer).await,
+            Role::Joiner | Role::Gateway | Role::Provider => std::future::pending().await,
+        }
+    };
+    let served = tokio::select! {
+        served = by_protocol(daemon, node, inbound) => served,
+        () = removed => Err(ExchangeError::Ended),
+    };
+    if let Err(error) = served {
+        tracing::debug!(%peer, protocol = name, %error, "stream ended early");
+    }
+}
+
+async fn by_protocol(daemon: &Arc<Daemon>, node: &Arc<Node>, inbound: InboundStream) -> Result<(), ExchangeError> {
+    match inbound.protocol {
         protocols::CONTROL => control::serve(daemon, node, inbound).await,
         protocols::LAYERS => streams::layer(daemon, node, inbound).await,
         protocols::LOGS => streams::logs(daemon, node, inbound).await,
@@ -47,8 +65,5 @@ async fn one(daemon: &Arc<Daemon>, node: &Arc<Node>, inbound: InboundStream) {
         protocols::JOIN => introduction::serve(daemon, node, inbound).await,
         // The gate offers no other.
         _ => Ok(()),
-    };
-    if let Err(error) = served {
-        tracing::debug!(%peer, protocol = name, %error, "stream ended early");
     }
 }

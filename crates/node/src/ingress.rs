@@ -139,10 +139,19 @@ impl Ingress {
         if let Err(problem) = &connected {
             tracing::info!(%gateway, deployment = %header.deployment, %problem, "visit refused");
         }
-        join_streams(stream, connected).await
+        let (connected, closed) = match connected {
+            Ok((container, closed)) => (Ok(container), closed),
+            Err(problem) => (Err(problem), CancellationToken::new()),
+        };
+        // Dropping the stream resets it, which the gateway tells its visitor.
+        closed.run_until_cancelled(join_streams(stream, connected)).await.unwrap_or(Err(ExchangeError::Ended))
     }
 
-    async fn connect(&self, gateway: PeerId, header: &VisitHeader) -> Result<tokio::net::TcpStream, Problem> {
+    async fn connect(
+        &self,
+        gateway: PeerId,
+        header: &VisitHeader,
+    ) -> Result<(tokio::net::TcpStream, CancellationToken), Problem> {
         // A gateway that was never given the lease is told the same as one that names nothing at all.
         let absent = || Problem::new(Code::NoSuchDeployment, "no such deployment is served here");
         let leased = self.leases.borrow().get(&(gateway, header.deployment)).is_some_and(Result::is_ok);
@@ -151,7 +160,8 @@ impl Ingress {
         // Whoever visits: one owner's containers that answer slowly must not keep those of others waiting.
         let share = self.quotas.of(endpoint.owner);
         let _turn = share.connect().await;
-        endpoint.namespace.connect(endpoint.port, CONNECT_DEADLINE).await.map_err(|error| error.problem())
+        let connected = endpoint.namespace.connect(endpoint.port, CONNECT_DEADLINE).await;
+        Ok((connected.map_err(|error| error.problem())?, endpoint.closed))
     }
 }
 

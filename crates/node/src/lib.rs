@@ -23,3 +23,4 @@ pub mod quota;
 pub mod refusals;
 pub mod requester;
 pub mod settings;
+mod withdrawal;

@@ -24,7 +24,7 @@ use crate::introduction::Introductions;
 use crate::policy::Inputs;
 use crate::refusals::{Source, refused_connections};
 use crate::requester::Requester;
-use crate::{card, clock, dispatch, health, protocols};
+use crate::{card, clock, dispatch, health, protocols, withdrawal};
 
 /// How often counted refusals are looked at.
 const REFUSALS_PAUSE: Duration = Duration::from_secs(5);
@@ -121,6 +121,8 @@ impl Node {
             let checks = health::check_all(room.clone(), room.changes());
             tasks.spawn(stop.clone().run_until_cancelled_owned(checks));
         }
+        let ending = withdrawal::follow(daemon.clone(), node.clone());
+        tasks.spawn(stop.clone().run_until_cancelled_owned(ending));
         let serving = dispatch::serve(daemon.clone(), node.clone(), incoming, tasks.clone(), stop.clone());
         tasks.spawn(serving);
         Ok(node)

@@ -101,6 +101,9 @@ pub struct ChangePeer {
     pub name: Option<Name>,
     /// New grants, replacing the old.
     pub grants: Option<Grants>,
+    /// Whether its deployments go on if it may deploy no more.
+    #[serde(default)]
+    pub keep_deployments: bool,
     /// New addresses, replacing the old.
     pub addresses: Option<Vec<String>>,
 }
@@ -329,7 +332,8 @@ pub struct Notice {
     /// When.
     pub at: Timestamp,
     /// What kind, in stable snake_case: `peer_connected`, `peer_disconnected`, `peer_refused`, `peer_added`,
-    /// `peer_removed`, `deployment_changed`, `lease_live`, `lease_lost`, `request_refused`.
+    /// `peer_removed`, `deployment_changed`, `lease_live`, `lease_lost`, `request_refused`,
+    /// `grant_ended`.
     pub kind: String,
     /// The peer concerned.
     #[serde(skip_serializing_if = "Option::is_none", default)]

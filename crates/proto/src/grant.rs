@@ -19,6 +19,13 @@ pub struct Grants {
     pub deploy: Option<DeployGrant>,
 }
 
+impl Grants {
+    /// Whether containers may be run at `now`.
+    pub fn may_deploy(&self, now: Timestamp) -> bool {
+        self.deploy.as_ref().is_some_and(|grant| grant.is_live(now))
+    }
+}
+
 /// Permission to run containers, for all deployments of the peer together.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Encode, Decode)]
 #[serde(deny_unknown_fields)]

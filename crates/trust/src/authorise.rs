@@ -16,7 +16,7 @@ use crate::refusal::Refusal;
 use crate::refused::Refused;
 use crate::replay::{self, Known};
 use crate::run::Moment;
-use crate::{allowed, detail, floor};
+use crate::{allowed, detail, floor, kept};
 
 /// What a peer's deployments hold at the moment of the decision; counted by the room that runs them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -154,8 +154,8 @@ fn decide(
 }
 
 /// Whether a deployment of this owner may be started again without being asked for: a peer needs a live grant for it, that
-/// still covers it beside what he `held` before it. Of an owner who is no peer any more, only what was kept on purpose is
-/// left.
+/// still covers it beside what he `held` before it, unless it was kept on purpose. Of an owner who is no peer any more, only
+/// that is left.
 pub fn may_go_on(
     tx: &Tx<'_>,
     owner: &PeerId,
@@ -164,6 +164,9 @@ pub fn may_go_on(
     specification: &Specification,
 ) -> Result<Result<(), Refusal>, DatabaseError> {
     let Some(peer) = peers::find_peer(tx, owner)? else { return Ok(Ok(())) };
+    if !peer.grants.may_deploy(now) && kept::is_kept(tx, owner)? {
+        return Ok(Ok(()));
+    }
     let share = Share::more(specification.clone());
     Ok(within_grant(peer.grants.deploy.as_ref(), now, held, Some(&share)))
 }

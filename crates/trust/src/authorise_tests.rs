@@ -90,7 +90,7 @@ async fn control_g4_i3_with_trust_and_grant_the_same_request_acts() {
     let without = world(Grants::default()).await;
     let alice = without.alice.peer_id();
     assert_eq!(without.decide(without.request(start()), Held::default(), None).unwrap_err().threat, Threat::G4);
-    without.trust.update(alice, None, Some(grants(None)), None, NOW).await.unwrap();
+    without.trust.update(alice, None, Some(grants(None)), None, NOW, |_| Ok(((), String::new()))).await.unwrap();
     assert_eq!(without.decide(without.request(start()), Held::default(), None), Ok(()));
 }
 

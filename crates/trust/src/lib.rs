@@ -21,5 +21,7 @@ pub mod trust;
 use peer_state::database::Schema;
 
 /// This room's tables.
-pub const SCHEMA: Schema =
-    Schema { room: "trust", steps: &[peers::TABLES, replay::TABLES, kept::TABLES, floor::TABLES, replay::RUNS] };
+pub const SCHEMA: Schema = Schema {
+    room: "trust",
+    steps: &[peers::TABLES, replay::TABLES, kept::TABLES, floor::TABLES, replay::RUNS, kept::ENDS],
+};

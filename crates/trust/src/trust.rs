@@ -108,6 +108,11 @@ impl Trust {
         self.sender.subscribe()
     }
 
+    /// Has everybody who watches the list look at it again: time may have ended what it says.
+    pub fn look_again(&self) {
+        self.sender.send_modify(|_| {});
+    }
+
     /// Adds a peer by its card.
     pub async fn add(
         &self,
@@ -181,15 +186,21 @@ impl Trust {
         .await
     }
 
-    /// Changes a peer's name, grants or addresses; what is `None` stays.
-    pub async fn update(
+    /// Changes a peer's name, grants or addresses; what is `None` stays. `and` does, in the same transaction, what follows from
+    /// the change; its text is for the audit log.
+    pub async fn update<T, F>(
         &self,
         peer: PeerId,
         name: Option<Name>,
         grants: Option<Grants>,
         addresses: Option<Vec<Multiaddr>>,
         now: Timestamp,
-    ) -> Result<PeerRecord, ChangeError> {
+        and: F,
+    ) -> Result<(PeerRecord, T), ChangeError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Tx<'_>) -> Result<(T, String), DatabaseError> + Send + 'static,
+    {
         self.change(local(now, "peer changed"), move |tx, list| {
             let Some(former) = list.peers.get(&peer) else {
                 return refused(Code::UnknownPeer, format!("{peer} is not in the list"));
@@ -204,8 +215,10 @@ impl Trust {
                 record.set_addresses(addresses);
             }
             peers::put_peer(tx, &record)?;
-            let detail = detail::met(Some(former), &record);
-            Ok((record, detail))
+            let (value, more) = and(tx)?;
+            let separator = if more.is_empty() { "" } else { "; " };
+            let detail = format!("{}{separator}{more}", detail::met(Some(former), &record));
+            Ok(((record, value), detail))
         })
         .await
     }

@@ -22,6 +22,10 @@ fn card(name: &str) -> SignedCard {
     SignedCard::sign(&identity, Card::new(&identity, name.parse().unwrap(), &[], [0; 32], NOW))
 }
 
+fn nothing_more(_: &Tx<'_>) -> Result<((), String), DatabaseError> {
+    Ok(((), String::new()))
+}
+
 fn deploy_grant() -> Grants {
     let max_cpu = Millicores::new(1000).unwrap();
     Grants { deploy: Some(DeployGrant::new(max_cpu, ByteSize::mebibytes(64), 1)) }
@@ -40,7 +44,10 @@ async fn changes_are_published_at_once_and_survive_a_restart() {
     assert!(watch.has_changed().unwrap());
     assert!(watch.borrow_and_update().peers.contains_key(&bob.peer));
     assert_eq!(bob.grants, Grants::default(), "adding a friend gives him nothing");
-    trust.update(bob.peer, Some("robert".parse().unwrap()), Some(deploy_grant()), None, NOW).await.unwrap();
+    trust
+        .update(bob.peer, Some("robert".parse().unwrap()), Some(deploy_grant()), None, NOW, nothing_more)
+        .await
+        .unwrap();
     drop((trust, database));
     let (_, trust) = open(directory.path()).unwrap();
     let snapshot = trust.snapshot();
@@ -180,7 +187,7 @@ async fn audit_lines_name_who_was_changed_from_what_to_what() {
     let last = || database.write_blocking(|tx| audit::newest(tx, 1)).unwrap().remove(0);
     let bob = trust.add(card("bob"), None, Grants::default(), NOW).await.unwrap();
     trust.add(card("carol"), None, Grants::default(), NOW).await.unwrap();
-    trust.update(bob.peer, None, Some(deploy_grant()), None, NOW).await.unwrap();
+    trust.update(bob.peer, None, Some(deploy_grant()), None, NOW, nothing_more).await.unwrap();
     let detail = last().detail;
     assert!(detail.contains(&bob.peer.to_string()) && detail.contains("nothing -> deploy cpu=1"), "{detail}");
     assert!(!detail.contains("carol"), "{detail}");

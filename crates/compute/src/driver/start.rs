@@ -11,6 +11,7 @@ use peer_state::database::DatabaseError;
 use peer_trust::authorise::may_go_on;
 use peer_trust::refusal::Refusal;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::{Round, Trouble};
 use crate::deployment::{PAUSE_MAX_MILLISECONDS, Step};
@@ -220,8 +221,11 @@ pub(super) async fn open_endpoint<E: Engine>(inner: &Inner<E>, record: &Record, 
     match inner.engine.network(&facts.id).await {
         Ok(namespace) => {
             let publish = record.specification.publish;
-            let endpoint = Endpoint { owner: record.owner, port, publish, namespace };
+            let closed = CancellationToken::new();
+            let guard = closed.clone().drop_guard();
+            let endpoint = Endpoint { owner: record.owner, port, publish, namespace, closed };
             if let Some(live) = inner.live().get_mut(&record.id) {
+                live.open = Some(guard);
                 live.endpoint = Some(endpoint);
             }
         }

@@ -65,6 +65,7 @@ impl<E: Engine> Room<E> {
             exit_code: None,
             created_at: (self.inner.options.clock)(),
             started_at: None,
+            reason: None,
         };
         record::insert(tx, &record)?;
         record::keep(tx, record.id, signed)?;
@@ -143,7 +144,7 @@ fn is_replaceable(holder: &Record) -> bool {
     holder.started_at.is_none() && !holder.life.state().holds_share() && holder.wanted != Wanted::Restarted
 }
 
-fn want_stopped(record: &mut Record) -> Result<(), Problem> {
+pub(super) fn want_stopped(record: &mut Record) -> Result<(), Problem> {
     record.wanted = Wanted::Stopped;
     if record.life.state().holds_share() && record.life != Life::Stopping { record.step(Step::Stop) } else { Ok(()) }
 }
@@ -157,6 +158,7 @@ fn want_running(record: &mut Record) -> Result<(), Problem> {
         return Err(Problem::new(Code::WrongState, message));
     }
     (record.wanted, record.restarts, record.restarts_in_row) = (Wanted::Running, 0, 0);
+    record.reason = None;
     record.step(Step::Start)
 }
 

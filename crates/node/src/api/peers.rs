@@ -16,6 +16,7 @@ use peer_proto::grant::Grants;
 use peer_proto::identity::verification_code;
 use peer_proto::text::escape;
 use peer_proto::unit::Timestamp;
+use peer_state::database::Tx;
 use peer_trust::peers::PeerRecord;
 
 use self::removal::Removal;
@@ -25,6 +26,7 @@ use crate::daemon::Daemon;
 use crate::introduction::until;
 use crate::node::Node;
 use crate::settings::peer_address;
+use crate::withdrawal;
 
 pub(super) fn routes() -> Router<Arc<Daemon>> {
     Router::new()
@@ -76,6 +78,10 @@ async fn change(
     Path(peer): Path<String>,
     Payload(request): Payload<ChangePeer>,
 ) -> Result<Json<Peer>, Failure> {
+    to_the_end(&daemon, changed(daemon.clone(), peer, request)).await.map(Json)
+}
+
+async fn changed(daemon: Arc<Daemon>, peer: String, request: ChangePeer) -> Result<Peer, Failure> {
     let node = daemon.node().await?;
     let found = daemon.trust.snapshot().find(&peer)?.peer;
     let now = clock::now();
@@ -83,8 +89,13 @@ async fn change(
         check_grants(grants, now)?;
     }
     let addresses = request.addresses.as_deref().map(parse_addresses).transpose()?;
-    let record = daemon.trust.update(found, request.name, request.grants, addresses, now).await?;
-    Ok(Json(describe(&node, &record)))
+    let (keep, changes_grants) = (request.keep_deployments, request.grants.is_some());
+    let and = move |tx: &Tx<'_>| {
+        if changes_grants { withdrawal::after_change(tx, &found, keep, now) } else { Ok((Vec::new(), String::new())) }
+    };
+    let (record, stopped) = daemon.trust.update(found, request.name, request.grants, addresses, now, and).await?;
+    withdrawal::go_on(&node, &stopped);
+    Ok(describe(&node, &record))
 }
 
 async fn remove(

@@ -121,9 +121,12 @@ pub(super) struct AllowArguments {
     /// Time until the grant ends, such as 24h or 30d [default: never]
     #[arg(long, requires = "allow", value_name = "SPAN", value_parser = parse_life)]
     expires: Option<Span>,
-    /// Allow it nothing
+    /// Allow it nothing; what it runs here is stopped, and can be started again when it is allowed anew
     #[arg(long)]
     nothing: bool,
+    /// Let what it runs here go on
+    #[arg(long, requires = "nothing")]
+    keep_deployments: bool,
 }
 
 /// Runs one of the `peers` commands.
@@ -142,9 +145,10 @@ pub(super) async fn run(session: &Session, command: PeersCommand) -> Result<(), 
         PeersCommand::Addresses(AddressesArguments { peer, addresses }) => {
             change(session, &peer, &ChangePeer { addresses: Some(addresses), ..ChangePeer::default() }).await
         }
-        PeersCommand::Allow(AllowArguments { peer, grants, expires, nothing }) => {
+        PeersCommand::Allow(AllowArguments { peer, grants, expires, nothing, keep_deployments }) => {
             let grants = if nothing { Grants::default() } else { grants.grants(expires, now()) };
-            change(session, &peer, &ChangePeer { grants: Some(grants), ..ChangePeer::default() }).await
+            change(session, &peer, &ChangePeer { grants: Some(grants), keep_deployments, ..ChangePeer::default() })
+                .await
         }
     }
 }

@@ -27,6 +27,9 @@ use crate::clock::now;
 use crate::daemon::Daemon;
 use crate::ingress::Ingress;
 use crate::node::Node;
+use crate::withdrawal;
+
+use super::streams::withdrawn;
 
 /// How long the requester may take for its call, and for taking one frame of the answer.
 const FRAME_DEADLINE: Duration = Duration::from_secs(20);
@@ -168,7 +171,7 @@ async fn request(
         }
         Ok(Ok(accepted)) => {
             daemon.metrics.accepted(verb);
-            Conversation { node, room, changes, replies }.carry_out(body, accepted).await
+            Conversation { daemon, node, room, changes, replies }.carry_out(body, accepted).await
         }
     }
 }
@@ -221,6 +224,7 @@ async fn decide(
 
 /// An accepted request on its way to its end.
 struct Conversation<'a, 'b> {
+    daemon: &'a Daemon,
     node: &'a Arc<Node>,
     room: Room<DockerEngine>,
     changes: Receiver<Change>,
@@ -264,6 +268,7 @@ impl Conversation<'_, '_> {
         }
         let pushed = tokio::select! {
             pushed = self.room.pushed(owner, hash, &offer) => pushed,
+            () = withdrawal::until_withdrawn(&self.daemon.trust, owner) => Err(withdrawn()),
             () = self.replies.requester_gone() => return Ok(()),
         };
         match pushed {
@@ -357,6 +362,11 @@ impl Goal {
         match (self, status.state) {
             (Self::Running, State::Failed) => {
                 let problem = status.problem.clone().unwrap_or_else(|| Problem::new(Code::EngineFailed, "it failed"));
+                Some(Event::Failed(Told { problem, clock: now(), outcome: None }))
+            }
+            // It was stopped although its owner wanted it to run.
+            (Self::Running, State::Stopped) if status.problem.is_some() => {
+                let problem = status.problem.clone().unwrap_or_else(withdrawn);
                 Some(Event::Failed(Told { problem, clock: now(), outcome: None }))
             }
             (Self::Running, State::Running | State::Stopped) | (Self::Stopped, State::Stopped | State::Failed) => {

@@ -18,6 +18,7 @@ use peer_proto::query::{ForwardHeader, LogFrame, LogLine, LogsQuery, StreamReply
 
 use crate::daemon::Daemon;
 use crate::node::Node;
+use crate::withdrawal;
 
 /// How long one frame may take.
 const FRAME_DEADLINE: Duration = Duration::from_secs(20);
@@ -38,10 +39,20 @@ fn room<'a>(daemon: &Daemon, node: &'a Node, peer: PeerId) -> Result<&'a Room<Do
     node.room.as_ref().ok_or_else(|| Problem::new(Code::NotGranted, "this machine runs no containers"))
 }
 
+/// What is told when a permission ends while it is used.
+pub(super) fn withdrawn() -> Problem {
+    let message = "your permission to deploy on this machine has ended; ask its owner to run: peerctl peers allow YOU --allow deploy";
+    Problem::new(Code::NotGranted, message)
+}
+
 pub(super) async fn layer(daemon: &Arc<Daemon>, node: &Arc<Node>, inbound: InboundStream) -> Result<(), ExchangeError> {
     let (peer, mut stream) = (inbound.peer, inbound.stream);
     let header: LayerHeader = read_frame(&mut stream, TUNNEL_FRAME_MAX, Deadline::after(FRAME_DEADLINE)).await?;
-    let verdict = match receive(daemon, node, peer, &header, &mut stream).await {
+    let received = tokio::select! {
+        received = receive(daemon, node, peer, &header, &mut stream) => received,
+        () = withdrawal::until_withdrawn(&daemon.trust, peer) => Err(withdrawn()),
+    };
+    let verdict = match received {
         Ok(()) => LayerReply::Stored,
         Err(problem) => {
             tracing::info!(%peer, layer = %header.layer, %problem, "layer refused");

@@ -49,7 +49,7 @@ fn g4_without_a_grant_nothing_is_started_again() {
     let flags = ["--peer", "bob", "--name", "web", "--restart", "always", "--cpu", "0.1"];
     pair.alice.ctl(&[&["deploy", &archive], &flags[..]].concat());
     pair.bob.ctl(&["peers", "allow", "alice", "--nothing"]);
-    assert_eq!(pair.alice.wait_for_state("web", "failed")["problem"]["code"], "not_granted");
+    assert_eq!(pair.alice.wait_for_state("web", "stopped")["problem"]["code"], "not_granted");
     assert!(pair.bob.containers_with(&[]).is_empty());
 }
 

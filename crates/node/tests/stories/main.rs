@@ -21,6 +21,7 @@ mod main_job;
 mod ownership;
 mod privileges;
 mod requests;
+mod revocation;
 mod sealing;
 mod trust;
 mod world;

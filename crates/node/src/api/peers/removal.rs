@@ -22,6 +22,7 @@ use crate::clock;
 use crate::daemon::{Daemon, names_of};
 use crate::introduction::until;
 use crate::node::Node;
+use crate::withdrawal::go_on;
 
 /// Letters of a PeerId that are enough to name an owner, if it is the only one.
 const PREFIX_MIN: usize = 4;
@@ -59,20 +60,13 @@ pub(super) async fn remove(daemon: Arc<Daemon>, text: String, removal: Removal) 
     Ok(RemovedPeer { peer_id: peer.to_string(), name: Some(record.name), ended, out_of_reach })
 }
 
-fn go_on(node: &Node, ended: &[Record]) {
-    if let Some(room) = &node.room {
-        for record in ended {
-            room.committed(record);
-        }
-    }
-}
-
 /// What happens to the deployments of a peer in the transaction that removes it, and how the audit log tells it.
 fn end_or_keep(tx: &Tx<'_>, peer: &PeerId, keep: bool) -> Result<(Vec<Record>, String), DatabaseError> {
     if keep {
         kept::keep(tx, peer)?;
         return Ok((Vec::new(), "its deployments here are kept".to_owned()));
     }
+    kept::forget(tx, peer)?;
     let ended = end_all_of(tx, peer)?;
     let text = format!("its deployments here are ended: {}", names_of(&ended));
     Ok((ended, text))

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use peer_net::exchange::{Deadline, read_frame, read_frame_bytes, write_frame};
 use peer_net::{Admission, Incoming, Network, Options, Policy, Protocol, Protocols, Role, Stream, Traffic};
@@ -19,6 +19,7 @@ use peer_proto::unit::Timestamp;
 use peer_trust::key_file;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use super::gate::Gate;
 use super::machine::Machine;
@@ -166,6 +167,39 @@ impl Wire {
             write_frame(stream, frame, CONTROL_FRAME_MAX, deadline).await.map_err(|error| error.to_string())?;
             read_frame(stream, CONTROL_FRAME_MAX, deadline).await.map_err(|error| error.to_string())
         })
+    }
+
+    /// Writes one frame.
+    pub(crate) fn write<T: minicbor::Encode<()>>(&self, stream: &mut Stream, frame: &T) {
+        let write = write_frame(stream, frame, CONTROL_FRAME_MAX, Deadline::after(FRAME_MAX));
+        self.runtime.block_on(write).unwrap();
+    }
+
+    /// Uses a stream until it is dead, by writing a byte now and then, or by reading whatever comes.
+    pub(crate) fn until_dead(&self, mut stream: Stream, writes: bool) -> JoinHandle<Instant> {
+        self.runtime.spawn(async move {
+            use futures::{AsyncReadExt, AsyncWriteExt};
+            let mut buffer = [0; 4096];
+            loop {
+                let alive = if writes {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    stream.write_all(b"x").await.is_ok() && stream.flush().await.is_ok()
+                } else {
+                    stream.read(&mut buffer).await.is_ok_and(|count| count > 0)
+                };
+                if !alive {
+                    return Instant::now();
+                }
+            }
+        })
+    }
+
+    /// When that was.
+    pub(crate) fn died(&self, task: JoinHandle<Instant>) -> Instant {
+        self.runtime
+            .block_on(async { tokio::time::timeout(FRAME_MAX, task).await })
+            .expect("it is still alive")
+            .unwrap()
     }
 
     /// Sends a layer's bytes and gives the verdict.
