@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use peer_proto::{
     code::{Code, Problem},
-    deploy::{Limits, RegistryReference},
+    deploy::{Limits, RegistryReference, RuntimeName},
     id::{DeploymentId, Digest},
     query::{LogLine, Usage},
     unit::Timestamp,
@@ -188,8 +188,14 @@ pub struct EngineFacts {
     pub architecture: String,
     /// Such as `overlay2`.
     pub storage_driver: String,
-    /// The runtime that starts containers, such as `runc`.
+    /// The runtime that starts containers unless another is named, such as `runc`.
     pub runtime: String,
+    /// Every runtime that it has.
+    pub runtimes: Vec<String>,
+    /// The runtime that this machine's owner wants for every container of a peer.
+    pub owner_runtime: Option<RuntimeName>,
+    /// Whether it holds the root of a container to a size.
+    pub sized_root: bool,
     /// Whether containers go on when the engine restarts.
     pub live_restore: bool,
 }

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     engine::quote,
+    isolation::RUNTIMES,
     profile::{self, ContainerPlan},
 };
 
@@ -26,8 +27,6 @@ const MASKED: [&str; 8] = [
 ];
 /// Paths of the kernel that must not be writable.
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
-/// Runtimes that keep the profile; an engine's default may be one of them.
-const RUNTIMES: [&str; 7] = ["", "runc", "crun", "io.containerd.runc.v2", "runsc", "kata", "youki"];
 
 /// Every way in which the reported container differs from its plan; none if it may run.
 pub fn differences(plan: &ContainerPlan, report: &ContainerInspectResponse) -> Vec<String> {
@@ -68,8 +67,13 @@ fn host_differences(told: &HostConfig, reported: &HostConfig, found: &mut Vec<St
             found.push(format!("{name} lacks {lacking}"));
         }
     }
-    if !RUNTIMES.contains(&reported.runtime.as_deref().unwrap_or_default()) {
-        found.push(format!("Runtime is {}", quote(reported.runtime.as_deref().unwrap_or_default())));
+    let runtime = reported.runtime.as_deref().unwrap_or_default();
+    let expected = match told.runtime.as_deref() {
+        Some(told) => runtime == told,
+        None => runtime.is_empty() || RUNTIMES.contains(&runtime),
+    };
+    if !expected {
+        found.push(format!("Runtime is {}", quote(runtime)));
     }
     let (mut expected, mut reported) = (settings(told), settings(reported));
     for settings in [&mut expected, &mut reported] {

@@ -83,6 +83,7 @@ pub fn free(granted: Option<DeployGrant>, offer: Offer, mine: Held, all: Held, a
         free_memory: ByteSize::new(memory).ok(),
         free_containers: u32::try_from(containers).unwrap_or(u32::MAX),
         architecture: architecture.to_owned(),
+        isolation: None,
         granted,
     }
 }

@@ -17,6 +17,7 @@ pub mod fetch;
 pub mod guest_program;
 pub mod image;
 pub mod inspect;
+pub mod isolation;
 pub mod ledger;
 pub mod logflood;
 pub mod order;

@@ -13,6 +13,7 @@ use peer_proto::{
 
 use crate::{
     engine::{EngineFacts, ImageFacts},
+    isolation,
     profile::{self, ContainerPlan},
 };
 
@@ -68,7 +69,9 @@ impl Verified<'_> {
         }
         let uid = profile::uid_for(self.order.slot, engine.user_namespace)
             .ok_or_else(|| Problem::new(Code::NoCapacity, "no user id is free for one more deployment"))?;
-        profile::plan(&self.request.specification, image, self.deployment, self.order.owner, &self.order.node, uid)
+        let specification = &self.request.specification;
+        let runtime = isolation::meet(specification, engine)?;
+        profile::plan(specification, image, self.deployment, self.order.owner, &self.order.node, uid, runtime)
     }
 
     fn is_signed(&self, image: &ImageFacts) -> bool {
@@ -130,6 +133,9 @@ pub(crate) mod tests {
             architecture: "amd64".into(),
             storage_driver: "overlay2".into(),
             runtime: "runc".into(),
+            runtimes: vec!["runc".into()],
+            owner_runtime: None,
+            sized_root: false,
             live_restore: false,
             containerd_version: String::new(),
             runc_version: String::new(),

@@ -3,6 +3,7 @@
 //! A [`ContainerPlan`] has no field for privileges, bind mounts, devices, ports or host namespaces, so that no request,
 //! whatever its way here, can ask for one.
 
+pub(crate) mod advice;
 pub mod seccomp;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -14,7 +15,7 @@ use bollard::models::{
 use peer_proto::{
     PeerId,
     code::{Code, Problem},
-    deploy::{Capability, Limits, MountPath, Specification, User, Writable},
+    deploy::{Capability, Limits, MountPath, RuntimeName, Specification, User, Writable},
     id::{DeploymentId, Digest},
     unit::ByteSize,
 };
@@ -64,6 +65,8 @@ pub struct ContainerPlan {
     writable: BTreeMap<MountPath, u64>,
     capabilities: BTreeSet<Capability>,
     writable_root: Option<u64>,
+    /// None for the engine's own choice.
+    runtime: Option<RuntimeName>,
     limits: Limits,
     stop_timeout_seconds: u32,
 }
@@ -102,7 +105,8 @@ pub fn uid_for(slot: u32, user_namespace: bool) -> Option<u32> {
     (slot < UID_SLOTS).then_some(base + slot)
 }
 
-/// Decides how a deployment's container runs. `node` marks whose container it is; `uid` comes from [`uid_for`].
+/// Decides how a deployment's container runs. `node` marks whose container it is; `uid` comes from [`uid_for`],
+/// `runtime` from [`crate::isolation::meet`].
 pub fn plan(
     specification: &Specification,
     image: &ImageFacts,
@@ -110,6 +114,7 @@ pub fn plan(
     owner: PeerId,
     node: &str,
     uid: u32,
+    runtime: Option<RuntimeName>,
 ) -> Result<ContainerPlan, Problem> {
     specification.check()?;
     if ![UID_BASE, UID_BASE_MAPPED].iter().any(|base| (*base..base + UID_SLOTS).contains(&uid)) {
@@ -131,6 +136,7 @@ pub fn plan(
         writable: writable(volumes, specification),
         capabilities: specification.capabilities.clone(),
         writable_root: specification.writable_root.map(ByteSize::get),
+        runtime,
         limits: specification.limits.clone(),
         stop_timeout_seconds: specification.stop_timeout_seconds,
     })
@@ -235,6 +241,7 @@ fn host_config(plan: &ContainerPlan) -> HostConfig {
         cap_drop: Some(vec!["ALL".into()]),
         security_opt: Some(vec!["no-new-privileges=true".into(), format!("seccomp={}", seccomp::profile())]),
         cap_add: (!capabilities.is_empty()).then_some(capabilities),
+        runtime: plan.runtime.as_ref().map(RuntimeName::to_string),
         readonly_rootfs: Some(plan.writable_root.is_none()),
         storage_opt: plan.writable_root.map(|size| [("size".to_owned(), size.to_string())].into()),
         tmpfs: Some(mounts(plan)),
@@ -303,7 +310,7 @@ pub(crate) mod tests {
 
     pub(crate) fn planned(specification: &Specification, image: &ImageFacts) -> Result<ContainerPlan, Problem> {
         let owner = Identity::generate().peer_id();
-        plan(specification, image, DeploymentId::random(), owner, "node", uid_for(7, false).unwrap())
+        plan(specification, image, DeploymentId::random(), owner, "node", uid_for(7, false).unwrap(), None)
     }
 
     #[test]
@@ -358,7 +365,10 @@ pub(crate) mod tests {
     fn v4_nobody_runs_as_root_or_as_a_user_of_the_host() {
         let owner = Identity::generate().peer_id();
         for uid in [0, 1000, 65_534, UID_BASE - 1, UID_BASE + UID_SLOTS] {
-            assert!(plan(&specification(), &image(), DeploymentId::random(), owner, "node", uid).is_err(), "{uid}");
+            assert!(
+                plan(&specification(), &image(), DeploymentId::random(), owner, "node", uid, None).is_err(),
+                "{uid}"
+            );
         }
         assert_eq!(uid_for(UID_SLOTS, false), None);
         assert!(uid_for(UID_SLOTS - 1, true).unwrap() < 65_536);

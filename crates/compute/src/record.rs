@@ -119,6 +119,7 @@ impl Record {
             restarts: self.restarts,
             health: None,
             url: None,
+            isolation: None,
         }
     }
 }

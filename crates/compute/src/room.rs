@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use peer_proto::PeerId;
 use peer_proto::code::{Code, Problem};
-use peer_proto::deploy::{Health, Request, State, Status};
+use peer_proto::deploy::{Health, Isolation, Request, RuntimeName, State, Status};
 use peer_proto::id::DeploymentId;
 use peer_proto::query::{Capacity, Usage};
 use peer_proto::unit::{ByteSize, Port, Timestamp};
@@ -31,6 +31,7 @@ use crate::driver;
 use crate::engine::{ContainerFacts, Engine, EngineError, EngineFacts, LogOptions, LogStream};
 use crate::fetch::Transfers;
 use crate::image::spool::SpoolError;
+use crate::isolation;
 use crate::ledger::{self, Offer};
 use crate::logflood::FloodWatch;
 use crate::possession::{self, BroughtImage};
@@ -123,6 +124,8 @@ pub(crate) struct Inner<E> {
     pub(crate) cancel: CancellationToken,
     /// Asks for a look at leftovers before the next one is due.
     pub(crate) untidy: Notify,
+    /// What the engine said of itself last; none before it has answered for the first time.
+    known_engine: Mutex<Option<EngineFacts>>,
     live: Mutex<HashMap<DeploymentId, Live>>,
     changes: broadcast::Sender<Change>,
     tasks: TaskTracker,
@@ -153,6 +156,7 @@ impl<E: Engine> Room<E> {
             options,
             cancel: CancellationToken::new(),
             untidy: Notify::new(),
+            known_engine: Mutex::default(),
             live: Mutex::default(),
             changes: broadcast::Sender::new(CHANGES_KEPT),
             tasks: TaskTracker::new(),
@@ -331,13 +335,15 @@ impl<E: Engine> Room<E> {
         // What others hold is left out: it is not this peer's business. Without a grant, so is the machine's size.
         let nothing = Offer { cpu: 0, memory: 0, containers: 0 };
         let offer = if granted.is_some() { self.inner.options.offer } else { nothing };
-        Ok(ledger::free(granted, offer, mine, mine, architecture))
+        let isolation = granted.as_ref().and_then(|_| self.inner.known_engine()).map(|engine| isolation::of(&engine));
+        Ok(Capacity { isolation, ..ledger::free(granted, offer, mine, mine, architecture) })
     }
 
     /// What this machine offers in sum, and what is left of it.
     pub async fn offered(&self, architecture: &str) -> Result<Capacity, DatabaseError> {
         let all = ledger::held(&self.all().await?, None);
-        Ok(ledger::free(None, self.inner.options.offer, Held::default(), all, architecture))
+        let isolation = self.inner.known_engine().map(|engine| isolation::of(&engine));
+        Ok(Capacity { isolation, ..ledger::free(None, self.inner.options.offer, Held::default(), all, architecture) })
     }
 
     /// Every image that peers brought here.
@@ -347,7 +353,7 @@ impl<E: Engine> Room<E> {
 
     /// The engine, asked now.
     pub async fn engine_facts(&self) -> Result<EngineFacts, EngineError> {
-        self.inner.engine.facts().await
+        self.inner.look_at_engine().await
     }
 
     /// The engine itself, for exporting images of this machine's own user.
@@ -388,7 +394,20 @@ pub fn stop_all_of(tx: &Tx<'_>, owner: &PeerId, reason: &Problem) -> Result<Vec<
     Ok(stopped)
 }
 
+impl<E: Engine> Inner<E> {
+    /// Asks the engine what it is, and remembers it for decisions that cannot wait for an answer.
+    pub(crate) async fn look_at_engine(&self) -> Result<EngineFacts, EngineError> {
+        let facts = self.engine.facts().await?;
+        *self.known_engine.lock().unwrap_or_else(PoisonError::into_inner) = Some(facts.clone());
+        Ok(facts)
+    }
+}
+
 impl<E> Inner<E> {
+    pub(crate) fn known_engine(&self) -> Option<EngineFacts> {
+        self.known_engine.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     pub(crate) fn live(&self) -> MutexGuard<'_, HashMap<DeploymentId, Live>> {
         // Held for single map operations only; nothing in them can leave the map half changed.
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
@@ -396,6 +415,11 @@ impl<E> Inner<E> {
 
     fn status(&self, record: &Record) -> Status {
         let mut status = record.status();
+        status.isolation = self.known_engine().map(|engine| {
+            let asked = record.specification.demands.runtime.as_ref().filter(|_| engine.owner_runtime.is_none());
+            let isolation = isolation::of(&engine);
+            Isolation { runtime: asked.map_or(isolation.runtime, RuntimeName::to_string), ..isolation }
+        });
         if let Some(live) = self.live().get(&record.id)
             && status.state == State::Running
         {

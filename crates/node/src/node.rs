@@ -167,7 +167,7 @@ async fn start_room(daemon: &Daemon) -> Result<Option<Room<DockerEngine>>, Start
         clock: clock::now,
         steady_clock: clock::steady,
     };
-    let mut engine = DockerEngine::new(socket);
+    let mut engine = DockerEngine::new(socket).with_runtime(daemon.settings.runtime.clone());
     match GuestProgram::read(&daemon.settings.guest_program) {
         Ok(program) => engine = engine.with_guest_program(program),
         Err(error) => tracing::info!(%error, "nothing of ours can run inside containers' networks"),

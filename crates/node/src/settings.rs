@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use peer_compute::ledger::Offer;
 use peer_net::{Limits, Multiaddr};
 use peer_proto::control::Setting;
+use peer_proto::deploy::RuntimeName;
 use peer_proto::unit::{ByteSize, Span};
 
 use crate::quota::Rates;
@@ -99,6 +100,8 @@ pub struct Settings {
     pub announce: Vec<Multiaddr>,
     /// Socket of the container engine; absent if this machine runs nobody's containers.
     pub engine_socket: Option<PathBuf>,
+    /// Runtime that every container of a peer must have; the engine's own choice, if absent.
+    pub runtime: Option<RuntimeName>,
     /// The program that is run inside containers' networks.
     pub guest_program: PathBuf,
     /// What all peers together may use of this machine.

@@ -134,6 +134,8 @@ codes! {
     49 Locked "locked" NotReady,
     /// The passphrase does not open the identity.
     50 WrongPassphrase "wrong_passphrase" Refused,
+    /// The machine cannot isolate as was demanded.
+    51 IsolationLacking "isolation_lacking" Refused,
 }
 
 impl fmt::Display for Code {

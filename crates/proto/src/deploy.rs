@@ -1,6 +1,7 @@
 //! Deployments as they are asked for and reported. Nothing here can say "privileged", "bind mount", "device" or
 //! "host network": what the vocabulary lacks cannot be requested (I1, I2).
 
+mod demands;
 mod image;
 mod privilege;
 mod specification;
@@ -17,6 +18,7 @@ use crate::frame::peer_id;
 use crate::id::{DeploymentId, Digest, RequestHash};
 use crate::unit::Timestamp;
 
+pub use demands::{Demands, Isolation, RuntimeName};
 pub use image::{
     IMAGE_CONFIGURATION_MAX, IMAGE_NAME_MAX, ImageOffer, ImageSource, LAYER_SIZE_MAX, LAYERS_MAX, RegistryReference,
 };
@@ -181,6 +183,10 @@ pub struct Status {
     #[n(10)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
+    /// How well the machine keeps it apart, as far as is known there.
+    #[n(20)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<Isolation>,
 }
 
 /// What a request has led to, step by step. The last one of an answer is final.

@@ -118,6 +118,10 @@ pub struct Capacity {
     /// Architecture of the machine in the notation of container images, such as `amd64`.
     #[n(4)]
     pub architecture: String,
+    /// How well the machine keeps containers apart, as far as is known there.
+    #[n(20)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<crate::deploy::Isolation>,
 }
 
 /// First frame on the logs protocol.

@@ -107,5 +107,11 @@ fn asked(specification: &Specification) -> String {
     if let Some(size) = specification.writable_root {
         let _ = write!(text, ", writable-root={size}");
     }
+    if specification.demands.user_namespace {
+        text.push_str(", users mapped");
+    }
+    if let Some(runtime) = &specification.demands.runtime {
+        let _ = write!(text, ", runtime {runtime}");
+    }
     text
 }

@@ -40,6 +40,10 @@ pub(crate) async fn tidy_up<E: Engine>(inner: Arc<Inner<E>>) {
 }
 
 async fn tidy_once<E: Engine>(inner: &Inner<E>) -> Result<(), Trouble> {
+    // It may have been set up anew since.
+    if let Err(error) = inner.look_at_engine().await {
+        tracing::debug!(%error, "the engine does not say what it is");
+    }
     // The engine is asked first: a container whose row is made afterwards is not in its list.
     let containers = inner.engine.list(&inner.mark).await?;
     for container in containers {

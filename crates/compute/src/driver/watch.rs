@@ -13,6 +13,7 @@ use super::start::{check, open_endpoint};
 use super::{RETRY, Round, Trouble};
 use crate::deployment::{Life, Step, restarts_in_row};
 use crate::engine::{ContainerFacts, Engine, EngineError};
+use crate::profile::advice::{EARLY_MILLISECONDS, advise};
 use crate::profile::container_name;
 use crate::record::{self, Record};
 use crate::room::Inner;
@@ -126,6 +127,7 @@ async fn ended<E: Engine>(
     // What this daemon has seen running did not end with the host; a clock that was set must not make it seem so.
     let seen = inner.live().get(&record.id).is_some_and(|live| live.judged);
     let before_reboot = !seen && booted_at(at).is_some_and(|boot| since < boot);
+    let advice = advice(inner, record, since, at).await;
     inner
         .change(record.id, move |record| {
             if before_reboot {
@@ -143,12 +145,24 @@ async fn ended<E: Engine>(
                         record.specification.limits.memory
                     );
                 }
+                Life::Failed(problem) => {
+                    if let Some(advice) = advice {
+                        problem.message = format!("{}. {advice}", problem.message);
+                    }
+                }
                 _ => {}
             }
             Ok(())
         })
         .await?;
     Ok(Round::Again)
+}
+
+/// What may help an image that wanted to run as somebody else, if it ended early.
+async fn advice<E: Engine>(inner: &Inner<E>, record: &Record, since: Timestamp, at: Timestamp) -> Option<String> {
+    let image = record.image.filter(|_| at.since(since) < EARLY_MILLISECONDS)?;
+    let image = inner.engine.has_image(image).await.ok()??;
+    advise(&image.wishes, &record.specification)
 }
 
 /// When the host was started, by its own count of seconds since then.

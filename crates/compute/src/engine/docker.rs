@@ -3,6 +3,7 @@
 //! Each call opens a connection of its own, so that a restart of the engine heals by itself.
 
 mod containers;
+mod disk;
 mod failure;
 mod guest_image;
 mod host;
@@ -22,7 +23,7 @@ use std::{
 use bollard::{API_DEFAULT_VERSION, Docker};
 use guest_image::GuestImage;
 use peer_proto::{
-    deploy::{Limits, RegistryReference},
+    deploy::{Limits, RegistryReference, RuntimeName},
     id::{DeploymentId, Digest},
     query::Usage,
 };
@@ -60,6 +61,7 @@ pub struct DockerEngine {
     connector: Connector,
     guest: GuestImage,
     plans: Plans,
+    runtime: Option<RuntimeName>,
 }
 
 impl fmt::Debug for DockerEngine {
@@ -78,6 +80,7 @@ impl DockerEngine {
             connector: Connector::new(NAMESPACE_THREADS),
             guest: GuestImage::default(),
             plans: Plans::default(),
+            runtime: None,
         }
     }
 
@@ -85,6 +88,12 @@ impl DockerEngine {
     #[must_use]
     pub fn with_guest_program(self, program: GuestProgram) -> Self {
         Self { guest: GuestImage::of(program), ..self }
+    }
+
+    /// The same with a runtime that every container of a peer must have.
+    #[must_use]
+    pub fn with_runtime(self, runtime: Option<RuntimeName>) -> Self {
+        Self { runtime, ..self }
     }
 
     /// Where it listens.
@@ -124,7 +133,7 @@ impl Engine for DockerEngine {
         let component = |name| component(version.components.as_deref().unwrap_or_default(), name);
         let (runc_version, containerd_version) = (component("runc"), component("containerd"));
         let facts = judge(version.api_version.unwrap_or_default(), info)?;
-        Ok(EngineFacts { runc_version, containerd_version, ..facts })
+        Ok(EngineFacts { runc_version, containerd_version, owner_runtime: self.runtime.clone(), ..facts })
     }
 
     async fn images(&self) -> Result<Vec<ImageChain>, EngineError> {
@@ -241,6 +250,9 @@ fn judge(api_version: String, info: bollard::models::SystemInfo) -> Result<Engin
              set \"features\": {\"containerd-snapshotter\": false} in its daemon.json",
         );
     }
+    let driver = info.driver.unwrap_or_default();
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let sized_root = disk::keeps_sizes(&driver, &status, &info.docker_root_dir.unwrap_or_default(), &mounts);
     for (has, what) in [
         (info.memory_limit, "memory"),
         (info.swap_limit, "swap"),
@@ -267,8 +279,11 @@ fn judge(api_version: String, info: bollard::models::SystemInfo) -> Result<Engin
         cpus: info.ncpu.and_then(|count| count.try_into().ok()).unwrap_or_default(),
         memory: info.mem_total.and_then(|bytes| bytes.try_into().ok()).unwrap_or_default(),
         architecture: architecture(&info.architecture.unwrap_or_default()).to_owned(),
-        storage_driver: info.driver.unwrap_or_default(),
+        storage_driver: driver,
         runtime: info.default_runtime.unwrap_or_default(),
+        runtimes: info.runtimes.unwrap_or_default().into_keys().collect(),
+        owner_runtime: None,
+        sized_root,
         live_restore: info.live_restore_enabled.unwrap_or_default(),
     })
 }

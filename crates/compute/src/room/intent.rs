@@ -2,7 +2,7 @@
 
 use peer_proto::PeerId;
 use peer_proto::code::{Code, Problem, Threat};
-use peer_proto::deploy::{DeployRequest, ImageSource, Request, State};
+use peer_proto::deploy::{Demands, DeployRequest, ImageSource, Request, Specification, State};
 use peer_proto::id::DeploymentId;
 use peer_state::database::{DatabaseError, Tx};
 use peer_trust::authorise::Authorised;
@@ -12,6 +12,7 @@ use peer_trust::refusal::Refusal;
 use super::{Room, no_such_deployment};
 use crate::deployment::{Life, Step, Wanted};
 use crate::engine::Engine;
+use crate::isolation;
 use crate::ledger;
 use crate::profile;
 use crate::record::{self, Record};
@@ -75,12 +76,25 @@ impl<E: Engine> Room<E> {
     fn check_deploy(&self, request: &DeployRequest) -> Result<(), Refusal> {
         let refuse = |problem: Problem| Refusal { problem, threat: Threat::V4, outcome: None };
         request.specification.check().map_err(refuse)?;
+        self.check_isolation(&request.specification).map_err(refuse)?;
         match &request.image {
             ImageSource::Offered(offer) => {
                 let image = crate::fetch::check_offer(offer, &self.inner.options).map_err(refuse)?;
                 profile::check_program(&request.specification, &image.wishes).map_err(refuse)
             }
             ImageSource::Registry(_) => Ok(()),
+        }
+    }
+
+    /// What the machine cannot meet is refused before any image travels; and once more where the container is planned.
+    fn check_isolation(&self, specification: &Specification) -> Result<(), Problem> {
+        match self.inner.known_engine() {
+            Some(engine) => isolation::meet(specification, &engine).map(drop),
+            None if specification.demands == Demands::default() && specification.writable_root.is_none() => Ok(()),
+            None => Err(Problem::new(
+                Code::EngineUnavailable,
+                "the container engine has not answered yet, so that nothing can be demanded of it; try again in a moment",
+            )),
         }
     }
 
@@ -126,6 +140,11 @@ impl<E: Engine> Room<E> {
         };
         if let Err(problem) = changed {
             return Ok(Err(Refusal { problem, threat: Threat::G4, outcome: None }));
+        }
+        if matches!(request, Request::Start(_) | Request::Restart(_))
+            && let Err(problem) = self.check_isolation(&record.specification)
+        {
+            return Ok(Err(Refusal { problem, threat: Threat::V4, outcome: None }));
         }
         if matches!(request, Request::Start(_) | Request::Restart(_)) && record.life.state() == State::Pending {
             let others: Vec<_> = record::all(tx)?.into_iter().filter(|other| other.id != id).collect();

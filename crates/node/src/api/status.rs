@@ -72,6 +72,7 @@ fn all_free(daemon: &Daemon) -> Capacity {
         free_memory: offer.and_then(|offer| ByteSize::new(offer.memory).ok()),
         free_containers: offer.map_or(0, |offer| offer.containers),
         architecture: architecture().to_owned(),
+        isolation: None,
     }
 }
 

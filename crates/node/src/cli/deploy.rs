@@ -9,7 +9,8 @@ use hyper::Method;
 use peer_proto::code::{Code, Problem};
 use peer_proto::control::{self, Deployment, Progress};
 use peer_proto::deploy::{
-    Capability, HealthCheck, Limits, RestartPolicy, Specification, State, User, Variable, Writable,
+    Capability, Demands, HealthCheck, Limits, RestartPolicy, RuntimeName, Specification, State, User, Variable,
+    Writable,
 };
 use peer_proto::id::Name;
 use peer_proto::text::escape;
@@ -113,7 +114,7 @@ struct LimitArguments {
     writable: Vec<Writable>,
 }
 
-/// What has to be granted by the peer.
+/// What has to be granted by the peer, and what is demanded of its machine.
 #[derive(Debug, Clone, Args)]
 struct PrivilegeArguments {
     /// Who it runs as: root, or a user of its own, whatever the image says; root needs a grant [default: private]
@@ -125,6 +126,12 @@ struct PrivilegeArguments {
     /// Make the whole image writable, up to so much of the peer's disk; needs a grant
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     writable_root: Option<ByteSize>,
+    /// Run it only where users of containers are mapped to others of the host
+    #[arg(long)]
+    require_userns: bool,
+    /// Run it by this runtime of the peer's engine, such as runsc, or not at all
+    #[arg(long, value_name = "NAME")]
+    runtime: Option<RuntimeName>,
 }
 
 impl LimitArguments {
@@ -181,6 +188,10 @@ impl DeployArguments {
             user: self.privileges.user.unwrap_or_default(),
             writable: self.limits.writable.clone(),
             writable_root: self.privileges.writable_root,
+            demands: Demands {
+                user_namespace: self.privileges.require_userns,
+                runtime: self.privileges.runtime.clone(),
+            },
             ..Specification::plain(name, image_name)
         };
         specification.check()?;

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use peer_proto::control::{Deployment, Deployments, EngineStatus, NodeStatus};
-use peer_proto::deploy::{Health, State};
+use peer_proto::deploy::{Health, Isolation, State};
 use peer_proto::text::escape;
 
 use super::client::percent_encoded;
@@ -164,10 +164,18 @@ fn in_full(deployment: &Deployment) -> String {
         ("image", specification.image_name.clone()),
         ("port", specification.expose.map(|port| port.to_string()).unwrap_or_default()),
         ("limits", format!("{} CPU, {}", specification.limits.cpu, specification.limits.memory)),
+        ("isolation", status.isolation.as_ref().map(isolation).unwrap_or_default()),
         ("restart", format!("{}, {} restarts", specification.restart, status.restarts)),
         ("created", rfc3339(status.created_at)),
         ("started", status.started_at.map(rfc3339).unwrap_or_default()),
     ])
+}
+
+/// How well containers are kept apart, in words.
+pub(super) fn isolation(isolation: &Isolation) -> String {
+    let users = if isolation.user_namespace { "mapped users" } else { "users not mapped" };
+    let root = if isolation.writable_root { ", writable roots possible" } else { "" };
+    format!("runtime {}, {users}{root}", isolation.runtime)
 }
 
 fn node_in_full(status: &NodeStatus) -> String {
@@ -188,6 +196,7 @@ fn node_in_full(status: &NodeStatus) -> String {
         ("hosted", format!("{} deployments of peers", status.hosted)),
         ("offered", in_words(&peer_proto::grant::Grants { deploy: capacity.granted.clone() })),
         ("free", free),
+        ("isolation", capacity.isolation.as_ref().map(isolation).unwrap_or_default()),
     ]);
     if !status.gateways.is_empty() {
         text.push('\n');

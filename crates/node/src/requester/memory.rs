@@ -51,6 +51,7 @@ pub(super) async fn intend(
         restarts: 0,
         health: None,
         url: None,
+        isolation: None,
     };
     write(database, move |tx| put(tx, peer, &status, now)).await
 }

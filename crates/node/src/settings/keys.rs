@@ -50,6 +50,7 @@ pub(super) const KEYS: &[Key] = &[
     list("announce", "ADDRESS", "Addresses that the card names instead of those listened on"),
     one("engine", "KIND", "Container engine: docker, or none to run nobody's containers"),
     one("engine_socket", "PATH", "Unix socket of the container engine"),
+    one("runtime", "NAME", "Runtime that runs every container of a peer, such as runsc; the engine's own if unset"),
     one("guest_program", "PATH", "Program to run inside containers' networks where the daemon may not enter them"),
     one("offer_cpu", "CPU", "Processors that all peers together may use, such as 1.5"),
     one("offer_memory", "SIZE", "Memory that all peers together may use, such as 4g"),

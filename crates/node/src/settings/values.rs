@@ -9,6 +9,7 @@ use multiaddr::Protocol;
 use peer_compute::ledger::Offer;
 use peer_net::{Limits, Multiaddr};
 use peer_proto::control::Setting;
+use peer_proto::deploy::RuntimeName;
 use peer_proto::text::escape;
 use peer_proto::unit::{ByteSize, Millicores, Span};
 
@@ -90,6 +91,7 @@ impl<'a> Reader<'a> {
         let announce = self.many("announce", Vec::new, announced_address);
         let engine = self.one("engine", || "docker".into(), engine);
         let engine_socket = self.one("engine_socket", || "/var/run/docker.sock".into(), absolute_path);
+        let runtime = self.one("runtime", String::new, optional_runtime);
         let guest_program = self.one("guest_program", default_guest_program, absolute_path);
         let offer_cpu = self.one("offer_cpu", default_cpu, str::parse::<Millicores>);
         let offer_memory = self.one("offer_memory", default_memory, str::parse::<ByteSize>);
@@ -110,6 +112,7 @@ impl<'a> Reader<'a> {
             listen: listen?,
             announce: announce?,
             engine_socket: engine_socket.filter(|_| engine == Some(true)),
+            runtime: runtime?,
             guest_program: guest_program?,
             offer: Offer {
                 cpu: offer_cpu?.get().into(),
@@ -206,6 +209,10 @@ fn absolute_path(text: &str) -> Result<PathBuf, String> {
 
 fn optional_path(text: &str) -> Result<Option<PathBuf>, String> {
     if text.is_empty() { Ok(None) } else { absolute_path(text).map(Some) }
+}
+
+fn optional_runtime(text: &str) -> Result<Option<RuntimeName>, String> {
+    if text.is_empty() { Ok(None) } else { text.parse().map(Some) }
 }
 
 /// A uid, or the uid of a name in the file of users.

@@ -3,6 +3,8 @@
 //! The second engine has a data root of its own and stands in a network namespace of its own, so that it can neither
 //! share images with the first nor touch its bridge.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
@@ -14,6 +16,7 @@ pub(crate) struct SecondEngine {
     namespace: String,
     process: Option<Child>,
     flags: Vec<String>,
+    data_root: PathBuf,
 }
 
 impl SecondEngine {
@@ -23,12 +26,20 @@ impl SecondEngine {
 
     /// With these flags beside its own.
     pub(crate) fn start_with(flags: &[&str]) -> Self {
+        Self::start_on(None, flags)
+    }
+
+    /// The same with its data elsewhere.
+    pub(crate) fn start_on(data_root: Option<PathBuf>, flags: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
+        // Mapped users pass through it.
+        std::fs::set_permissions(directory.path(), Permissions::from_mode(0o711)).unwrap();
+        let data_root = data_root.unwrap_or_else(|| directory.path().join("data"));
         let namespace = format!("peer-engine-{}", std::process::id());
         run("ip", &["netns", "add", &namespace]);
         run("ip", &["netns", "exec", &namespace, "ip", "link", "set", "lo", "up"]);
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let mut engine = Self { directory, namespace, process: None, flags };
+        let mut engine = Self { directory, namespace, process: None, flags, data_root };
         engine.up();
         engine
     }
@@ -54,7 +65,8 @@ impl SecondEngine {
             .arg(format!("--net=/run/netns/{}", self.namespace))
             .args(["dockerd", "--bridge=none", "--iptables=false", "--ip6tables=false"])
             .arg(format!("--host=unix://{}", self.socket()))
-            .args([flag("data-root", "data"), flag("exec-root", "exec"), flag("pidfile", "pid")])
+            .arg(format!("--data-root={}", self.data_root.display()))
+            .args([flag("exec-root", "exec"), flag("pidfile", "pid")])
             .args(&self.flags)
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -88,7 +100,7 @@ impl Drop for SecondEngine {
     }
 }
 
-fn run(program: &str, arguments: &[&str]) {
+pub(crate) fn run(program: &str, arguments: &[&str]) {
     assert!(Command::new(program).args(arguments).status().unwrap().success(), "{program} {arguments:?}");
 }
 

@@ -16,6 +16,7 @@ mod gateway;
 mod identity;
 mod images;
 mod isolation;
+mod isolation_engines;
 mod lifecycle;
 mod main_job;
 mod ownership;

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::world::{Pair, eventually, shell};
+use crate::world::{Files, Machine, Pair, eventually, ordinary, shell};
 
 /// Runs a script on bob, and gives what it has printed once it has said that it is done.
 fn said(pair: &Pair, name: &str, script: &str, flags: &[&str]) -> String {
@@ -82,6 +82,72 @@ fn v4_what_was_not_granted_is_refused_by_name() {
     assert!(pair.bob.containers().is_empty());
     let allowed = pair.bob.ctl(&["peers", "show", "alice"]).stdout;
     assert!(allowed.contains("root with chown"), "{allowed}");
+}
+
+#[test]
+fn an_image_that_begins_as_root_fails_with_its_remedy_and_runs_with_it() {
+    let pair = Pair::granted(&["--root", "--cap", "chown,setgid,setuid"]);
+    let archive = pair.files.write(&ordinary());
+    let flags = ["--expose", "8080", "--no-publish", "--cpu", "0.2"];
+    pair.alice.try_ctl(&[&["deploy", &archive, "--peer", "bob", "--name", "plain"], &flags[..]].concat());
+    let problem = pair.alice.wait_for_state("plain", "failed")["problem"].clone();
+    assert_eq!(problem["code"], "container_exited", "{problem}");
+    let sentence = problem["message"].as_str().unwrap();
+    for part in
+        ["made to run as root", "--user root --cap chown,setgid,setuid", "peerctl peers allow YOU", "--root --cap"]
+    {
+        assert!(sentence.contains(part), "{part}: {sentence}");
+    }
+    let remedy = ["--user", "root", "--cap", "chown,setgid,setuid"];
+    pair.alice.deploy_to("bob", &archive, "remedied", &[&flags[..], &remedy].concat());
+    let forward = pair.alice.forward("remedied", 8080);
+    let answer = eventually("it serves", || Some(forward.get("/")).filter(|answer| answer.status == 200));
+    assert_eq!(answer.body, b"hello\n");
+    // Root alone does not do, and the sentence says what it had.
+    pair.alice
+        .try_ctl(&[&["deploy", &archive, "--peer", "bob", "--name", "half", "--user", "root"], &flags[..]].concat());
+    let problem = pair.alice.wait_for_state("half", "failed")["problem"].clone();
+    assert!(problem["message"].as_str().unwrap().contains("as root with no capability"), "{problem}");
+}
+
+#[test]
+fn v4_what_the_machine_cannot_meet_is_refused_before_anything_travels() {
+    let pair = Pair::granted(&["--writable-root", "1g"]);
+    let archive = pair.files.write(&shell("sleep 600"));
+    let deploy = |flags: &[&str]| {
+        let arguments = [&["deploy", &archive, "--peer", "bob", "--name", "web", "--cpu", "0.2"], flags].concat();
+        pair.alice.try_ctl(&arguments)
+    };
+    let info = crate::world::docker(&["info", "--format", "{{.Driver}} {{.SecurityOptions}}"]);
+    if !info.contains("name=userns") {
+        assert!(deploy(&["--require-userns"]).refused("isolation_lacking", 4).contains("does not map"));
+    }
+    if info.starts_with("overlay2") {
+        assert!(deploy(&["--writable-root", "64m"]).refused("isolation_lacking", 4).contains("--writable PATH=SIZE"));
+    }
+    assert!(deploy(&["--runtime", "kata-fc"]).refused("isolation_lacking", 4).contains("offers"));
+    assert_eq!(deploy(&["--runtime", "../sh"]).status, 2);
+    assert!(pair.bob.has_audited("V4") && pair.bob.containers().is_empty());
+    // The control: what it has, it gives, and says so.
+    pair.alice.deploy_to("bob", &archive, "web", &["--cpu", "0.2", "--runtime", "runc"]);
+    let status = pair.alice.json(&["status", "web"]);
+    assert_eq!(status["isolation"]["runtime"], "runc", "{status}");
+    assert!(pair.alice.ctl(&["status", "web"]).stdout.contains("runtime runc"));
+    assert!(pair.bob.ctl(&["status"]).stdout.contains("runtime runc"));
+}
+
+#[test]
+fn v4_a_runtime_that_the_engine_lacks_lets_nothing_run() {
+    let bob = Machine::with("bob", &["--runtime", "runsc-nowhere"]);
+    let alice = Machine::without_engine("alice");
+    alice.join(&bob, &[]);
+    let files = Files::new();
+    let archive = files.write(&shell("sleep 600"));
+    let refused = alice.try_ctl(&["deploy", &archive, "--peer", "bob", "--name", "web"]);
+    assert!(refused.refused("isolation_lacking", 4).contains("'runsc-nowhere'"));
+    let findings = bob.try_ctl(&["--json", "doctor"]).json();
+    let runtime = findings.as_array().unwrap().iter().find(|finding| finding["check"] == "runtime").unwrap();
+    assert_eq!(runtime["level"], "failure", "{runtime}");
 }
 
 #[test]

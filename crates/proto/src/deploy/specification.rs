@@ -7,6 +7,7 @@ use std::str::FromStr;
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
+use super::demands::Demands;
 use super::image::IMAGE_NAME_MAX;
 use super::privilege::{self, Capability, User};
 use super::writable::{self, Writable};
@@ -180,6 +181,11 @@ pub struct Specification {
     #[n(14)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub writable_root: Option<ByteSize>,
+    /// What the machine must have, or refuse.
+    #[n(17)]
+    #[serde(default, skip_serializing_if = "Demands::is_none")]
+    #[cbor(default, skip_if = "Demands::is_none")]
+    pub demands: Demands,
 }
 
 /// One environment variable.
@@ -249,6 +255,7 @@ impl Specification {
             user: User::Private,
             writable: Vec::new(),
             writable_root: None,
+            demands: Demands::default(),
         }
     }
 

@@ -83,6 +83,7 @@ mod tests {
             restarts: 0,
             health: None,
             url: None,
+            isolation: None,
         };
         Remembered { peer, status, as_of: Timestamp(0) }
     }

@@ -39,6 +39,8 @@ fn isolation(facts: &EngineFacts, kernel_has_apparmor: bool) -> Vec<Finding> {
         cgroup(facts),
         apparmor(facts, kernel_has_apparmor),
         user_namespace(facts),
+        runtime(facts),
+        writable_root(facts),
         live_restore(facts),
     ]
 }
@@ -86,8 +88,44 @@ fn user_namespace(facts: &EngineFacts) -> Finding {
     if facts.user_namespace || facts.rootless {
         return ok(CHECK, "users of containers are mapped to other users of the host");
     }
-    let message = "root of a container would be root of the host; no container of ours runs as root";
-    warning(CHECK, message, "set \"userns-remap\": \"default\" in /etc/docker/daemon.json for one more wall")
+    let message = "root of a container, where a grant allows one to run as root, is root of the host";
+    // Measured traps: the engine begins anew, and some values map nothing.
+    let advice = "set \"userns-remap\": \"default\" in /etc/docker/daemon.json and restart the engine; it makes the user \
+                  dockremap and begins with an empty store of its own, so that your own images must be loaded again; \
+                  \"root\" as the value maps nothing";
+    warning(CHECK, message, advice)
+}
+
+/// The runtime that containers of peers get, and whether the engine has it.
+fn runtime(facts: &EngineFacts) -> Finding {
+    const CHECK: &str = "runtime";
+    match &facts.owner_runtime {
+        Some(name) if facts.runtimes.iter().any(|runtime| runtime == name.as_str()) => {
+            ok(CHECK, format!("every container of a peer is run by {name}, as configured"))
+        }
+        Some(name) => failure(
+            CHECK,
+            format!("the configuration wants every container run by {name}, and the engine does not have that runtime"),
+            "install it and add it under \"runtimes\" in /etc/docker/daemon.json, or change `runtime` in the configuration; \
+             until then no container is started here",
+        ),
+        None => {
+            let message =
+                format!("containers are run by {}; the engine has {}", facts.runtime, facts.runtimes.join(", "));
+            let advice = "a kernel of their own or gVisor keeps guests further away: install Kata or gVisor, add it to the \
+                          engine, and set `runtime` in the configuration of peerd";
+            note(CHECK, message, advice)
+        }
+    }
+}
+
+fn writable_root(facts: &EngineFacts) -> Finding {
+    const CHECK: &str = "writable_root";
+    if facts.sized_root {
+        return ok(CHECK, format!("the engine ({}) holds a writable root to its size", facts.storage_driver));
+    }
+    let message = format!("writable roots are not given here: {} does not hold them to a size", facts.storage_driver);
+    note(CHECK, message, "put the engine's data on btrfs, zfs, or xfs mounted with pquota if peers are to have them")
 }
 
 fn live_restore(facts: &EngineFacts) -> Finding {
@@ -122,6 +160,7 @@ mod tests {
         assert!(findings.iter().all(|finding| finding.level == Level::Ok || finding.advice.is_some()));
         let walled =
             EngineFacts { cgroup_version: 2, apparmor: true, user_namespace: true, live_restore: true, ..facts() };
+        let walled = EngineFacts { owner_runtime: "runc".parse().ok(), sized_root: true, ..walled };
         assert!(isolation(&walled, true).iter().all(|finding| finding.level == Level::Ok));
     }
 

@@ -192,6 +192,9 @@ pub(super) mod tests {
             architecture: "amd64".into(),
             storage_driver: "overlay2".into(),
             runtime: "runc".into(),
+            runtimes: vec!["runc".into()],
+            owner_runtime: None,
+            sized_root: false,
             live_restore: true,
         }
     }

@@ -29,7 +29,7 @@ fn an_image_and_a_peer_are_enough() {
 fn every_flag_reaches_the_specification() {
     let line = "web.tar -p bob -n site -e A=1 -e B=x=y --cpu 1.5 -m 1g --pids 50 --files 256 --scratch 16m --expose 8080 \
         --restart on-failure:3 --entrypoint /bin/app --health-path /ready --health-interval 5s --health-retries 2 \
-        --stop-timeout 1m --user root --cap chown,CAP_SETUID --writable /data=16m --writable-root 1g serve --port 8080";
+        --stop-timeout 1m --user root --cap chown,CAP_SETUID --writable /data=16m --writable-root 1g --require-userns --runtime runsc serve --port 8080";
     let made = specification(&line.split_whitespace().collect::<Vec<_>>().join(" ")).unwrap();
     let expected = Specification {
         entrypoint: Some(vec!["/bin/app".into()]),
@@ -51,6 +51,7 @@ fn every_flag_reaches_the_specification() {
         user: User::Root,
         writable: vec!["/data=16m".parse().unwrap()],
         writable_root: Some(ByteSize::mebibytes(1024)),
+        demands: Demands { user_namespace: true, runtime: Some("runsc".parse().unwrap()) },
         ..Specification::plain("site".parse().unwrap(), "web.tar")
     };
     assert_eq!(made, expected);

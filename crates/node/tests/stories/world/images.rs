@@ -39,6 +39,14 @@ pub(crate) fn shell(script: &str) -> Image {
     Builder::new("shell:test").layer(layer).layer(salt).command(&["/bin/sh", "-c", script]).build().unwrap()
 }
 
+/// A web server as many images have one: it begins as root, gives files to its worker, and becomes that user.
+pub(crate) fn ordinary() -> Image {
+    shell(
+        "/bin/busybox mkdir -p /run/site && echo hello > /run/site/index.html && \
+         /bin/busybox chown -R 65534:65534 /run/site && exec /bin/busybox httpd -f -u 65534:65534 -p 8080 -h /run/site",
+    )
+}
+
 /// So many bytes that no other call gives.
 pub(crate) fn noise(length: usize) -> Vec<u8> {
     let seed: Vec<u8> = salt().into_bytes();

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use peer_proto::id::DeploymentId;
 
 pub(crate) use gate::{Answer, Gate, host_of};
-pub(crate) use images::{Files, Loaded, docker, docker_try, hello, noise, probe, salted, shell};
+pub(crate) use images::{Files, Loaded, docker, docker_try, hello, noise, ordinary, probe, salted, shell};
 pub(crate) use machine::{Forward, Machine, Output, Running};
 pub(crate) use registry::Registry;
 pub(crate) use wire::Wire;
