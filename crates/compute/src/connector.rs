@@ -7,7 +7,7 @@
 use std::{
     fs::File,
     io,
-    net::{Ipv4Addr, SocketAddr, TcpStream as BlockingStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream as BlockingStream, UdpSocket},
     os::{fd::AsFd, unix::fs::MetadataExt},
     sync::Arc,
     thread,
@@ -18,14 +18,18 @@ use peer_proto::{
     code::{Code, Problem},
     unit::Port,
 };
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, SocketFlags, SocketType, connect as connect_socket, socket_with},
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
 use tokio::{
     net::TcpStream,
-    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    sync::{Semaphore, oneshot},
     time::timeout,
 };
 
-use crate::engine::{ContainerId, Engine, EngineError};
+use crate::engine::{ContainerId, Engine, EngineError, Target};
 
 /// Opens network namespaces, and bounds how many threads are inside one at a time.
 #[derive(Debug, Clone)]
@@ -128,29 +132,110 @@ impl Namespace {
     pub async fn connect(&self, port: Port, within: Duration) -> Result<TcpStream, ConnectError> {
         let deadline = Instant::now() + within;
         let timed_out = || ConnectError::TimedOut { port };
-        let permit = timeout(within, self.threads.clone().acquire_owned()).await.map_err(|_| timed_out())?;
-        let permit = permit.map_err(|_| timed_out())?;
+        let stream = self.inside(within, move || connect_loopback(port, deadline)).await;
+        TcpStream::from_std(stream.ok_or_else(timed_out)??).map_err(ConnectError::System)
+    }
+
+    /// Tries from inside which of these answer within a time.
+    pub async fn reach(&self, targets: &[Target], within: Duration) -> Result<Vec<bool>, ConnectError> {
+        let begun: Vec<_> = targets.to_vec();
+        let begin = move || Ok(begun.into_iter().map(Attempt::begin).collect::<Vec<_>>());
+        let timed_out = || ConnectError::System(io::ErrorKind::TimedOut.into());
+        let attempts = self.inside(within, begin).await.ok_or_else(timed_out)??;
+        let ends = attempts
+            .into_iter()
+            .map(|attempt| async move { matches!(timeout(within, attempt.succeeds()).await, Ok(Ok(true))) });
+        Ok(futures::future::join_all(ends).await)
+    }
+
+    /// Runs something on a thread inside the namespace. Nothing, if it takes too long or too many others are waiting.
+    async fn inside<T: Send + 'static>(
+        &self,
+        within: Duration,
+        work: impl FnOnce() -> Result<T, ConnectError> + Send + 'static,
+    ) -> Option<Result<T, ConnectError>> {
+        let deadline = Instant::now() + within;
+        let permit = timeout(within, self.threads.clone().acquire_owned()).await.ok()?.ok()?;
         let (sender, receiver) = oneshot::channel();
         let link = self.link.clone();
-        let enter = move || drop(sender.send(connect_inside(&link, port, deadline, permit)));
-        thread::Builder::new().name("namespace".into()).spawn(enter).map_err(ConnectError::System)?;
+        let run = move || {
+            let done = enter(&link).and_then(|()| work());
+            drop(permit);
+            drop(sender.send(done));
+        };
+        if let Err(error) = thread::Builder::new().name("namespace".into()).spawn(run) {
+            return Some(Err(ConnectError::System(error)));
+        }
         let rest = deadline.saturating_duration_since(Instant::now()) + Duration::from_secs(1);
-        let connected = timeout(rest, receiver).await.map_err(|_| timed_out())?;
-        let stream = connected.map_err(|_| ConnectError::System(io::Error::other("the thread ended early")))??;
-        TcpStream::from_std(stream).map_err(ConnectError::System)
+        let done = timeout(rest, receiver).await.ok()?;
+        Some(done.unwrap_or_else(|_| Err(ConnectError::System(io::Error::other("the thread ended early")))))
     }
 }
 
-/// Runs on a thread of its own, which is of no use for anything else afterwards.
-fn connect_inside(
-    link: &File,
-    port: Port,
-    deadline: Instant,
-    permit: OwnedSemaphorePermit,
-) -> Result<BlockingStream, ConnectError> {
+/// A socket in a container's namespace on its way to somewhere.
+enum Attempt {
+    /// It could not even begin.
+    Failed,
+    /// It connects.
+    Connecting(BlockingStream),
+    /// It has sent a question.
+    Asking(UdpSocket),
+}
+
+impl Attempt {
+    fn begin(target: Target) -> Self {
+        let begun = match target {
+            Target::Connection(address) => begin_connection(address).map(Self::Connecting),
+            Target::Question(address) => begin_question(address).map(Self::Asking),
+        };
+        begun.unwrap_or(Self::Failed)
+    }
+
+    async fn succeeds(self) -> io::Result<bool> {
+        match self {
+            Self::Failed => Ok(false),
+            Self::Connecting(stream) => {
+                let stream = TcpStream::from_std(stream)?;
+                stream.writable().await?;
+                Ok(stream.take_error()?.is_none() && stream.peer_addr().is_ok())
+            }
+            Self::Asking(socket) => {
+                let socket = tokio::net::UdpSocket::from_std(socket)?;
+                Ok(socket.recv(&mut [0; 512]).await? > 0)
+            }
+        }
+    }
+}
+
+fn begin_connection(address: SocketAddr) -> io::Result<BlockingStream> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+    match connect_socket(&socket, &address) {
+        Ok(()) | Err(Errno::INPROGRESS) => Ok(socket.into()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn begin_question(address: SocketAddr) -> io::Result<UdpSocket> {
+    // A question for a name that no resolver of ours passes on: "x.invalid", class IN, type A.
+    const QUESTION: [u8; 27] = *b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x01x\x07invalid\0\0\x01\0\x01";
+    let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.connect(address)?;
+    socket.send(&QUESTION)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+/// Entering changes the thread for good: it is of no use for anything else afterwards.
+fn enter(link: &File) -> Result<(), ConnectError> {
     move_into_link_name_space(link.as_fd(), Some(LinkNameSpaceType::Network)).map_err(|error| {
-        if error == rustix::io::Errno::PERM { ConnectError::NotPermitted } else { ConnectError::System(error.into()) }
-    })?;
+        if error == Errno::PERM { ConnectError::NotPermitted } else { ConnectError::System(error.into()) }
+    })
+}
+
+fn connect_loopback(port: Port, deadline: Instant) -> Result<BlockingStream, ConnectError> {
     let rest = deadline.saturating_duration_since(Instant::now());
     if rest.is_zero() {
         return Err(ConnectError::TimedOut { port });
@@ -164,6 +249,5 @@ fn connect_inside(
     // Small writes must not wait for the other side's delayed acknowledgements.
     stream.set_nodelay(true).map_err(ConnectError::System)?;
     stream.set_nonblocking(true).map_err(ConnectError::System)?;
-    drop(permit);
     Ok(stream)
 }

@@ -3,8 +3,9 @@
 //! Every call has a deadline of its own; a stream has one for each step. [`EngineError`]'s variants say what to do.
 
 pub mod docker;
+mod network;
 
-use std::{fmt, future::Future, io, str::FromStr, time::Duration};
+use std::{fmt, future::Future, io, net::Ipv4Addr, str::FromStr, time::Duration};
 
 use bollard::models::{ContainerCreateBody, ContainerInspectResponse};
 use bytes::Bytes;
@@ -22,7 +23,10 @@ use crate::{
     image::configuration::Wishes,
     logflood::LogFile,
     order::Order,
+    wall::rules::FilterOrder,
 };
+
+pub use network::{NetworkFacts, NetworkPlan, ResolverSockets, Target};
 
 /// Pieces of an archive on their way to the engine.
 pub type ArchiveStream = BoxStream<'static, io::Result<Bytes>>;
@@ -100,6 +104,40 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Every container, running or not, that carries [`crate::profile::NODE_LABEL`] with this value.
     fn list(&self, node: &str) -> impl Future<Output = Result<Vec<ContainerSummary>, EngineError>> + Send;
+
+    /// The names of all networks that carry [`crate::profile::NODE_LABEL`] with this value.
+    fn networks(&self, node: &str) -> impl Future<Output = Result<Vec<String>, EngineError>> + Send;
+
+    /// Compares the network of the plan's name with the plan, if there is one.
+    fn compare_network(
+        &self,
+        plan: &NetworkPlan,
+    ) -> impl Future<Output = Result<Option<NetworkFacts>, EngineError>> + Send;
+
+    /// Makes the network.
+    fn create_network(&self, plan: &NetworkPlan) -> impl Future<Output = Result<(), EngineError>> + Send;
+
+    /// Removes the network. One that is gone already is no error; one with running containers is kept
+    /// ([`EngineError::InUse`]).
+    fn remove_network(&self, name: &str) -> impl Future<Output = Result<(), EngineError>> + Send;
+
+    /// Makes and starts the container of the wall's test in this network; all of it is ours.
+    fn start_test(&self, network: &NetworkPlan) -> impl Future<Output = Result<ContainerId, EngineError>> + Send;
+
+    /// Carries out an order on the host's packet filter, and gives what it reports.
+    fn filter(&self, order: &FilterOrder) -> impl Future<Output = Result<String, EngineError>> + Send;
+
+    /// Binds the sockets of a resolver (UDP and TCP, not blocking) at port 53 of this address of a bridge, which may
+    /// appear later.
+    fn resolver_sockets(&self, address: Ipv4Addr) -> impl Future<Output = Result<ResolverSockets, EngineError>> + Send;
+
+    /// Tries from inside a running container which of these answer within a time.
+    fn reach(
+        &self,
+        id: &ContainerId,
+        targets: &[Target],
+        within: Duration,
+    ) -> impl Future<Output = Result<Vec<bool>, ConnectError>> + Send;
 
     /// The container's log. It ends when everything kept has been read or, if followed, when the container ends.
     fn logs(&self, id: &ContainerId, options: &LogOptions) -> LogStream;

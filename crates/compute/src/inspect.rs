@@ -53,7 +53,7 @@ pub fn differences_from(name: &str, told: &ContainerCreateBody, report: &Contain
         found.push(format!("name is {}", quote(report.name.as_deref().unwrap_or("not reported"))));
     }
     mount_differences(host_told, report, &mut found);
-    network_differences(report, &mut found);
+    network_differences(told, report, &mut found);
     found
 }
 
@@ -183,15 +183,23 @@ fn mount_differences(told: &HostConfig, report: &ContainerInspectResponse, found
     }
 }
 
-fn network_differences(report: &ContainerInspectResponse, found: &mut Vec<String>) {
+/// The container must be in the networks that it was made for, and in no other.
+fn network_differences(told: &ContainerCreateBody, report: &ContainerInspectResponse, found: &mut Vec<String>) {
     let Some(network) = &report.network_settings else { return };
     let ports =
         network.ports.iter().flatten().any(|(_, bindings)| bindings.as_ref().is_some_and(|list| !list.is_empty()));
     if ports {
         found.push("a port is published".to_owned());
     }
-    for name in network.networks.iter().flatten().map(|(name, _)| name).filter(|name| *name != "none") {
+    let first = told.host_config.as_ref().and_then(|host| host.network_mode.as_deref());
+    let second = told.labels.as_ref().and_then(|labels| labels.get(profile::NETWORK_LABEL)).map(String::as_str);
+    let planned: BTreeSet<_> = first.into_iter().chain(second).collect();
+    let attached: BTreeSet<_> = network.networks.iter().flatten().map(|(name, _)| name.as_str()).collect();
+    for name in attached.iter().filter(|name| **name != "none" && !planned.contains(**name)) {
         found.push(format!("it is attached to network {}", quote(name)));
+    }
+    for name in planned.iter().filter(|name| **name != "none" && !attached.contains(**name)) {
+        found.push(format!("it is not attached to network {}", quote(name)));
     }
 }
 

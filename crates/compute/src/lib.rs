@@ -6,6 +6,7 @@
 //! - [`order`] is what the engine's side takes: the request that the owner signed, verified once more there.
 //! - [`connector`] reaches a container's port from inside its network namespace, so that nothing is published.
 //! - [`guest_program`] is the program of ours that runs inside containers' networks.
+//! - [`wall`] lets containers out to public addresses where that is granted, and to nothing of the host.
 //! - [`image`] moves images as layers named by their digests, without a registry.
 //! - [`logflood`] and [`usage`] watch what a running container does to the machine.
 
@@ -26,3 +27,4 @@ pub mod profile;
 pub mod record;
 pub mod room;
 pub mod usage;
+pub mod wall;

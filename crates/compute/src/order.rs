@@ -15,6 +15,7 @@ use crate::{
     engine::{EngineFacts, ImageFacts},
     isolation,
     profile::{self, ContainerPlan},
+    wall::{attach::Attachment, rules::Tag},
 };
 
 /// Asks for the container of one deployment.
@@ -32,6 +33,8 @@ pub struct Order {
     pub slot: u32,
     /// Marks whose container it is.
     pub node: String,
+    /// The networks that were made for it, if the request asks for any.
+    pub attachment: Attachment,
 }
 
 /// An order whose signature has been verified.
@@ -71,7 +74,10 @@ impl Verified<'_> {
             .ok_or_else(|| Problem::new(Code::NoCapacity, "no user id is free for one more deployment"))?;
         let specification = &self.request.specification;
         let runtime = isolation::meet(specification, engine)?;
-        profile::plan(specification, image, self.deployment, self.order.owner, &self.order.node, uid, runtime)
+        let networks = self.order.attachment.networks(Tag::of(&self.order.node), specification)?;
+        let (id, order) = (self.deployment, self.order);
+        let plan = profile::plan(specification, image, id, order.owner, &order.node, uid, runtime)?;
+        Ok(plan.in_networks(networks))
     }
 
     fn is_signed(&self, image: &ImageFacts) -> bool {
@@ -113,7 +119,15 @@ pub(crate) mod tests {
         let audience = Identity::generate().peer_id();
         let sealed = envelope::seal(owner, audience, Incarnation([1; 16]), RequestId::random(), Timestamp(1), body);
         let node = "node".to_owned();
-        Order { owner: owner.peer_id(), audience, envelope: sealed.bytes, image, slot: 3, node }
+        Order {
+            owner: owner.peer_id(),
+            audience,
+            envelope: sealed.bytes,
+            image,
+            slot: 3,
+            node,
+            attachment: Attachment::default(),
+        }
     }
 
     pub(crate) fn engine() -> EngineFacts {

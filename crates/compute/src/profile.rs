@@ -7,10 +7,11 @@ pub(crate) mod advice;
 pub mod seccomp;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::Ipv4Addr;
 
 use bollard::models::{
-    ContainerCreateBody, HealthConfig, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, ResourcesUlimits,
-    RestartPolicy, RestartPolicyNameEnum,
+    ContainerCreateBody, EndpointSettings, HealthConfig, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig,
+    NetworkingConfig, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
 };
 use peer_proto::{
     PeerId,
@@ -22,6 +23,7 @@ use peer_proto::{
 
 use crate::engine::{ImageFacts, quote};
 use crate::image::configuration::Wishes;
+use crate::wall::attach::Networks;
 
 /// Label with the node's own mark: what carries it is ours to look at, never proof that we made it.
 pub const NODE_LABEL: &str = "peer-compute.node";
@@ -30,11 +32,15 @@ pub const DEPLOYMENT_LABEL: &str = "peer-compute.deployment";
 /// Label with the owner's PeerId.
 pub const OWNER_LABEL: &str = "peer-compute.owner";
 
+/// Label with a second network, which the container is connected to after it has been made.
+pub const NETWORK_LABEL: &str = "peer-compute.network";
+
 /// Each deployment runs as a user of its own, so that per-user limits of the kernel are not shared.
 const UID_BASE: u32 = 200_000;
 /// An engine with mapped users knows only 65,536 of them.
 const UID_BASE_MAPPED: u32 = 20_000;
-const UID_SLOTS: u32 = 40_000;
+/// How many deployments can have one.
+pub(crate) const UID_SLOTS: u32 = 40_000;
 
 /// Most volumes that an image may ask for; each becomes a bounded tmpfs.
 const VOLUMES_MAX: usize = 32;
@@ -69,9 +75,21 @@ pub struct ContainerPlan {
     runtime: Option<RuntimeName>,
     limits: Limits,
     stop_timeout_seconds: u32,
+    alias: String,
+    networks: Networks,
 }
 
 impl ContainerPlan {
+    /// The same in these networks instead of none.
+    pub(crate) fn in_networks(self, networks: Networks) -> Self {
+        Self { networks, ..self }
+    }
+
+    /// A network that it is connected to after it has been made, and how it is called there.
+    pub(crate) fn second_network(&self) -> Option<(&str, &str)> {
+        self.networks.second.as_deref().map(|network| (network, self.alias.as_str()))
+    }
+
     /// The container's name: see [`container_name`].
     pub fn name(&self) -> String {
         container_name(&self.deployment)
@@ -139,6 +157,8 @@ pub fn plan(
         runtime,
         limits: specification.limits.clone(),
         stop_timeout_seconds: specification.stop_timeout_seconds,
+        alias: specification.name.to_string(),
+        networks: Networks::default(),
     })
 }
 
@@ -210,6 +230,7 @@ pub fn body(plan: &ContainerPlan) -> ContainerCreateBody {
         (DEPLOYMENT_LABEL, plan.deployment.to_string()),
         (OWNER_LABEL, plan.owner.to_string()),
     ];
+    let second = plan.networks.second.clone().map(|network| (NETWORK_LABEL, network));
     ContainerCreateBody {
         image: Some(plan.image.to_string()),
         hostname: Some(plan.hostname.clone()),
@@ -217,15 +238,30 @@ pub fn body(plan: &ContainerPlan) -> ContainerCreateBody {
         entrypoint: plan.entrypoint.clone(),
         cmd: plan.command.clone(),
         env: Some(plan.environment.clone()),
-        labels: Some(labels.map(|(name, value)| (name.to_owned(), value)).into()),
+        labels: Some(labels.into_iter().chain(second).map(|(name, value)| (name.to_owned(), value)).collect()),
         healthcheck: Some(HealthConfig { test: Some(vec!["NONE".into()]), ..HealthConfig::default() }),
         stop_signal: Some("SIGTERM".into()),
         stop_timeout: Some(plan.stop_timeout_seconds.into()),
         tty: Some(false),
         open_stdin: Some(false),
         host_config: Some(host_config(plan)),
+        networking_config: networking(plan),
         ..ContainerCreateBody::default()
     }
+}
+
+/// In a network, the container is known by its deployment's name to whoever shares it.
+fn networking(plan: &ContainerPlan) -> Option<NetworkingConfig> {
+    let first = plan.networks.first.clone()?;
+    let endpoint = EndpointSettings { aliases: Some(vec![plan.alias.clone()]), ..EndpointSettings::default() };
+    Some(NetworkingConfig { endpoints_config: Some([(first, endpoint)].into()) })
+}
+
+/// Names are resolved by the wall's resolver. Without one they are asked for at the container's own loopback address, where
+/// nobody answers: left to itself, the engine would take its host's resolver.
+fn resolver(networks: &Networks) -> Option<String> {
+    networks.first.as_ref()?;
+    Some(networks.resolver.unwrap_or(Ipv4Addr::LOCALHOST).to_string())
 }
 
 fn host_config(plan: &ContainerPlan) -> HostConfig {
@@ -236,7 +272,10 @@ fn host_config(plan: &ContainerPlan) -> HostConfig {
     let capabilities: Vec<_> = plan.capabilities.iter().map(|one| one.kernel_name().to_owned()).collect();
     let log = [("max-size", LOG_SIZE), ("max-file", LOG_FILES)];
     HostConfig {
-        network_mode: Some("none".into()),
+        network_mode: Some(plan.networks.first.clone().unwrap_or_else(|| "none".into())),
+        dns: resolver(&plan.networks).map(|address| vec![address]),
+        // The host's own domains are nobody else's business; a dot means none.
+        dns_search: plan.networks.first.as_ref().map(|_| vec![".".into()]),
         privileged: Some(false),
         cap_drop: Some(vec!["ALL".into()]),
         security_opt: Some(vec!["no-new-privileges=true".into(), format!("seccomp={}", seccomp::profile())]),

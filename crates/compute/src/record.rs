@@ -14,10 +14,13 @@ use peer_state::rusqlite::{self, Row, params};
 
 use crate::deployment::{Life, Restarts, Step, Wanted};
 use crate::possession;
+use crate::wall::rows;
 
 /// This room's tables.
-pub const SCHEMA: Schema =
-    Schema { room: "compute", steps: &[TABLES, possession::TABLES, MARK, MADE, possession::PULLS, KEPT, REASON] };
+pub const SCHEMA: Schema = Schema {
+    room: "compute",
+    steps: &[TABLES, possession::TABLES, MARK, MADE, possession::PULLS, KEPT, REASON, rows::TABLE],
+};
 
 const TABLES: &str = "
     CREATE TABLE deployment (

@@ -37,6 +37,7 @@ use crate::logflood::FloodWatch;
 use crate::possession::{self, BroughtImage};
 use crate::profile::container_name;
 use crate::record::{self, Record};
+use crate::wall::{self, Availability, Wall, keep};
 
 /// Changes that a slow listener may lag behind by.
 const CHANGES_KEPT: usize = 1024;
@@ -54,6 +55,8 @@ pub struct Options {
     pub transfer_patience: Duration,
     /// How long an image that we brought is kept when nothing uses it (milliseconds).
     pub image_keep_milliseconds: u64,
+    /// The wall around containers' networks.
+    pub wall: wall::Options,
     /// The wall clock.
     pub clock: fn() -> Timestamp,
     /// The clock by which things grow old: never ahead of what the wall clock would be if nobody had set it.
@@ -121,6 +124,7 @@ pub(crate) struct Inner<E> {
     pub(crate) engine: E,
     pub(crate) options: Options,
     pub(crate) transfers: Transfers,
+    pub(crate) wall: Wall,
     pub(crate) cancel: CancellationToken,
     /// Asks for a look at leftovers before the next one is due.
     pub(crate) untidy: Notify,
@@ -149,6 +153,7 @@ impl<E: Engine> Room<E> {
         let transfers = Transfers::open(&options)?;
         let mark = database.write(record::mark).await?;
         let inner = Inner {
+            wall: Wall::new(&mark, options.wall.clone()),
             mark,
             database,
             engine,
@@ -167,6 +172,8 @@ impl<E: Engine> Room<E> {
         }
         let inner = room.inner.clone();
         room.inner.tasks.spawn(driver::tidy_up(inner));
+        let inner = room.inner.clone();
+        room.inner.tasks.spawn(keep::keep(inner));
         Ok(room)
     }
 
@@ -354,6 +361,11 @@ impl<E: Engine> Room<E> {
     /// The engine, asked now.
     pub async fn engine_facts(&self) -> Result<EngineFacts, EngineError> {
         self.inner.look_at_engine().await
+    }
+
+    /// Whether ways out and shared networks are offered.
+    pub fn wall(&self) -> Availability {
+        self.inner.wall.availability()
     }
 
     /// The engine itself, for exporting images of this machine's own user.

@@ -164,6 +164,7 @@ async fn start_room(daemon: &Daemon) -> Result<Option<Room<DockerEngine>>, Start
         image_size_max: daemon.settings.image_size_max,
         transfer_patience: Duration::from_secs(daemon.settings.transfer_patience.seconds),
         image_keep_milliseconds: daemon.settings.image_keep.seconds.saturating_mul(1000),
+        wall: daemon.settings.wall.clone(),
         clock: clock::now,
         steady_clock: clock::steady,
     };

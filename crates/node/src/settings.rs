@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use peer_compute::ledger::Offer;
+use peer_compute::wall;
 use peer_net::{Limits, Multiaddr};
 use peer_proto::control::Setting;
 use peer_proto::deploy::RuntimeName;
@@ -112,6 +113,8 @@ pub struct Settings {
     pub image_keep: Span,
     /// How long a deployment waits for its image when nothing arrives.
     pub transfer_patience: Span,
+    /// The wall around the networks of containers with a way out.
+    pub wall: wall::Options,
     /// Loopback address at which metrics are served beside the local interface.
     pub metrics_listen: Option<SocketAddr>,
     /// What is logged, as a filter of `tracing`.

@@ -136,6 +136,8 @@ codes! {
     50 WrongPassphrase "wrong_passphrase" Refused,
     /// The machine cannot isolate as was demanded.
     51 IsolationLacking "isolation_lacking" Refused,
+    /// The machine does not offer ways out of containers, or networks between them.
+    56 EgressUnavailable "egress_unavailable" Refused,
 }
 
 impl fmt::Display for Code {

@@ -413,6 +413,8 @@ pub struct EngineStatus {
     pub version: Option<String>,
     /// Why it does not answer, or may not be used.
     pub problem: Option<Problem>,
+    /// Why containers get no ways out and no shared networks now; absent if they do.
+    pub egress_problem: Option<Problem>,
 }
 
 /// An image that was brought to this machine by peers.

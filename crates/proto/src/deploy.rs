@@ -2,6 +2,7 @@
 //! "host network": what the vocabulary lacks cannot be requested (I1, I2).
 
 mod demands;
+mod egress;
 mod image;
 mod privilege;
 mod specification;
@@ -19,6 +20,7 @@ use crate::id::{DeploymentId, Digest, RequestHash};
 use crate::unit::Timestamp;
 
 pub use demands::{Demands, Isolation, RuntimeName};
+pub use egress::{Destination, Egress, EgressGrant, HOSTS_MAX, Host, HostName, HostPattern};
 pub use image::{
     IMAGE_CONFIGURATION_MAX, IMAGE_NAME_MAX, ImageOffer, ImageSource, LAYER_SIZE_MAX, LAYERS_MAX, RegistryReference,
 };

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
-use crate::deploy::Capability;
+use crate::deploy::{Capability, EgressGrant};
 use crate::unit::{ByteSize, Millicores, Timestamp};
 
 /// Everything that a peer is allowed here.
@@ -58,6 +58,11 @@ pub struct DeployGrant {
     #[n(6)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub writable_root: Option<ByteSize>,
+    /// What a container may reach outside at most.
+    #[n(7)]
+    #[serde(default, skip_serializing_if = "EgressGrant::is_none")]
+    #[cbor(default, skip_if = "EgressGrant::is_none")]
+    pub egress: EgressGrant,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde and minicbor call it so")]
@@ -76,6 +81,7 @@ impl DeployGrant {
             capabilities: BTreeSet::new(),
             root: false,
             writable_root: None,
+            egress: EgressGrant::None,
         }
     }
 

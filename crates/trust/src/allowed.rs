@@ -10,7 +10,15 @@ use crate::refusal::Refusal;
 /// Refuses a specification that wants more than the grant gives. The sentence names the flags that are lacking.
 pub fn check(specification: &Specification, grant: &DeployGrant) -> Result<(), Refusal> {
     privileges(specification, grant)?;
-    writable_root(specification, grant)
+    writable_root(specification, grant)?;
+    egress(specification, grant)
+}
+
+/// What its containers would reach.
+fn egress(specification: &Specification, grant: &DeployGrant) -> Result<(), Refusal> {
+    let Some(lacking) = grant.egress.lacks(&specification.egress) else { return Ok(()) };
+    let message = not_granted(&format!("egress to {lacking}"), &format!("--egress {lacking}"));
+    Err(Refusal::new(Code::NotGranted, Threat::V4n, message))
 }
 
 /// Root, and powers of it.
@@ -108,6 +116,22 @@ mod tests {
         let granted = DeployGrant { writable_root: Some(ByteSize::mebibytes(10)), ..grant() };
         assert_eq!(check(&asked(10), &granted), Ok(()));
         assert_eq!(check(&asked(11), &granted).unwrap_err().problem.code, Code::OverLimit);
+    }
+
+    #[test]
+    fn v4n_nothing_is_reached_without_a_grant_that_the_sentence_names() {
+        let granted = |egress: &str| DeployGrant { egress: egress.parse().unwrap(), ..grant() };
+        let asked = |egress: &str| Specification { egress: egress.parse().unwrap(), ..plain() };
+        for (level, wanted, lacking) in
+            [("none", "internet", "internet"), ("a.b", "internet", "internet"), ("a.b", "a.b:1,c.d:2", "c.d:2")]
+        {
+            let refusal = check(&asked(wanted), &granted(level)).unwrap_err();
+            assert_eq!((refusal.problem.code, refusal.threat), (Code::NotGranted, Threat::V4n));
+            assert!(refusal.problem.message.ends_with(&format!("--egress {lacking}")), "{refusal}");
+        }
+        for (level, wanted) in [("none", "none"), ("internet", "internet"), ("internet", "a.b:1"), ("*.b", "a.b:1")] {
+            assert_eq!(check(&asked(wanted), &granted(level)), Ok(()));
+        }
     }
 
     fn any_capabilities() -> impl Strategy<Value = std::collections::BTreeSet<Capability>> {

@@ -2,11 +2,13 @@
 //! attempt (`probe`, `succeeded`, `detail`), and serves all of them as one JSON array on `PORT` (8080).
 //!
 //! `PROBE_MODE` chooses the attack: `look` (the default, harmless to the host), `forks`, `memory`, `disk`,
-//! `files`, `connections`, `cpu` or `flood`. `PROBE_TARGETS` names addresses (`host:port`, comma-separated) to connect to;
+//! `files`, `connections`, `cpu`, `flood`, or `knock`, which connects to what the path of each request names
+//! (`/host:port,host:port`). `PROBE_TARGETS` names addresses for `look` (`host:port`, comma-separated) to connect to;
 //! `PROBE_SECONDS` is how long the attack goes on. Every attack has an upper end, so that a profile that fails does not take the test's machine with it.
 
 mod attempts;
 mod hogs;
+mod knock;
 
 use std::{
     io::{self, BufRead, BufReader, Write},
@@ -75,6 +77,7 @@ fn main() {
             "connections" => hogs::connections(&report),
             "cpu" => hogs::cpu(&report),
             "flood" => hogs::flood(&report),
+            "knock" => {}
             other => report.attempt("mode", Err::<Value, _>(format!("PROBE_MODE={other:?} is not known"))),
         }
     });
@@ -99,12 +102,18 @@ fn serve(report: &Report) {
 fn answer(stream: &TcpStream, report: &Report) -> io::Result<()> {
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     stream.set_write_timeout(Some(Duration::from_secs(5)))?;
+    let mut path = String::new();
     for line in io::Read::take(BufReader::new(stream), 64 * 1024).lines() {
-        if line?.is_empty() {
+        let line = line?;
+        if line.is_empty() {
             break;
         }
+        if path.is_empty() {
+            line.split(' ').nth(1).unwrap_or_default().trim_start_matches('/').clone_into(&mut path);
+        }
     }
-    let body = report.to_json();
+    let knocks = std::env::var("PROBE_MODE").is_ok_and(|mode| mode == "knock");
+    let body = if knocks { knock::knock(&path).to_json() } else { report.to_json() };
     let length = body.len();
     let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length";
     (&mut &*stream).write_all(format!("{head}: {length}\r\n\r\n{body}").as_bytes())

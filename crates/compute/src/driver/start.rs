@@ -22,6 +22,7 @@ use crate::order::Order;
 use crate::profile;
 use crate::record::{self, Record};
 use crate::room::{Endpoint, Inner};
+use crate::wall::attach;
 
 pub(super) async fn start<E: Engine>(
     inner: &Inner<E>,
@@ -96,7 +97,8 @@ async fn plan<E: Engine>(inner: &Inner<E>, record: &Record) -> Result<Planned, T
         Problem::new(Code::WrongState, message)
     })?;
     let (owner, slot, node) = (record.owner, record.slot, inner.mark.clone());
-    let order = Order { owner, audience, envelope, image, slot, node };
+    let attachment = attach::attach(inner, record).await?;
+    let order = Order { owner, audience, envelope, image, slot, node, attachment };
     match inner.engine.plan(&order).await {
         Ok(planned) if planned.deployment == id => Ok(planned),
         Ok(_) => Err(Problem::new(Code::Internal, "the signed request that was kept is another deployment's").into()),

@@ -10,6 +10,7 @@ use crate::engine::Engine;
 use crate::profile;
 use crate::record;
 use crate::room::Inner;
+use crate::wall::keep;
 
 /// How often leftovers are looked for.
 const TIDY: Duration = Duration::from_mins(1);
@@ -53,6 +54,7 @@ async fn tidy_once<E: Engine>(inner: &Inner<E>) -> Result<(), Trouble> {
             inner.engine.remove(&container.id).await?;
         }
     }
+    keep::tidy(inner).await?;
     inner.wake_all_but(&inner.database.write(record::all).await?);
     crate::fetch::clean_images(inner).await?;
     inner.transfers.clean((inner.options.steady_clock)());

@@ -9,12 +9,15 @@ mod guest_image;
 mod host;
 mod images;
 mod logs;
+mod networks;
 mod planned;
+mod wall_test;
 
 use std::{
     collections::HashMap,
     fmt,
     future::Future,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     sync::{Mutex, OnceLock},
     time::Duration,
@@ -23,6 +26,7 @@ use std::{
 use bollard::{API_DEFAULT_VERSION, Docker};
 use guest_image::GuestImage;
 use peer_proto::{
+    code::{Code, Problem},
     deploy::{Limits, RegistryReference, RuntimeName},
     id::{DeploymentId, Digest},
     query::Usage,
@@ -31,11 +35,15 @@ use tokio::time::timeout;
 
 use super::{
     ArchiveStream, ContainerFacts, ContainerId, ContainerSummary, Engine, EngineError, EngineFacts, ExportStream,
-    GrowthStream, ImageChain, ImageFacts, LogOptions, LogStream, Planned, PullProgress,
+    GrowthStream, ImageChain, ImageFacts, LogOptions, LogStream, NetworkFacts, NetworkPlan, Planned, PullProgress,
+    ResolverSockets, Target,
 };
 use crate::connector::{ConnectError, Connector, Namespace};
 use crate::guest_program::GuestProgram;
 use crate::order::Order;
+use crate::wall::nft::{Nft, NftError};
+use crate::wall::rules::FilterOrder;
+use crate::wall::sockets;
 use planned::Plans;
 
 /// Where Docker Engine listens unless told otherwise.
@@ -62,6 +70,7 @@ pub struct DockerEngine {
     guest: GuestImage,
     plans: Plans,
     runtime: Option<RuntimeName>,
+    nft: Nft,
 }
 
 impl fmt::Debug for DockerEngine {
@@ -81,6 +90,7 @@ impl DockerEngine {
             guest: GuestImage::default(),
             plans: Plans::default(),
             runtime: None,
+            nft: Nft::default(),
         }
     }
 
@@ -211,6 +221,42 @@ impl Engine for DockerEngine {
 
     async fn list(&self, node: &str) -> Result<Vec<ContainerSummary>, EngineError> {
         self.list_containers(node).await
+    }
+
+    async fn networks(&self, node: &str) -> Result<Vec<String>, EngineError> {
+        self.list_own_networks(node).await
+    }
+
+    async fn compare_network(&self, plan: &NetworkPlan) -> Result<Option<NetworkFacts>, EngineError> {
+        self.judge_network(plan).await
+    }
+
+    async fn create_network(&self, plan: &NetworkPlan) -> Result<(), EngineError> {
+        self.make_network(plan).await
+    }
+
+    async fn remove_network(&self, name: &str) -> Result<(), EngineError> {
+        self.delete_network(name).await
+    }
+
+    async fn start_test(&self, network: &NetworkPlan) -> Result<ContainerId, EngineError> {
+        self.start_wall_test(network).await
+    }
+
+    async fn filter(&self, order: &FilterOrder) -> Result<String, EngineError> {
+        let failed = |error: NftError| EngineError::Problem(Problem::new(Code::EgressUnavailable, error.to_string()));
+        self.nft.run(&order.line()).await.map_err(failed)
+    }
+
+    async fn resolver_sockets(&self, address: Ipv4Addr) -> Result<ResolverSockets, EngineError> {
+        sockets::bind(address).map_err(|error| {
+            let message = format!("the resolver cannot listen at port 53 of {address}: {error}");
+            EngineError::Problem(Problem::new(Code::EgressUnavailable, message))
+        })
+    }
+
+    async fn reach(&self, id: &ContainerId, targets: &[Target], within: Duration) -> Result<Vec<bool>, ConnectError> {
+        self.connector.open(self, id).await?.reach(targets, within).await
     }
 
     fn logs(&self, id: &ContainerId, options: &LogOptions) -> LogStream {

@@ -2,7 +2,9 @@
 
 use peer_proto::PeerId;
 use peer_proto::code::{Code, Problem, Threat};
-use peer_proto::deploy::{Demands, DeployRequest, ImageSource, Request, Specification, State};
+use peer_proto::deploy::{
+    Demands, DeployRequest, Destination, Egress, Host, ImageSource, Request, Specification, State,
+};
 use peer_proto::id::DeploymentId;
 use peer_state::database::{DatabaseError, Tx};
 use peer_trust::authorise::Authorised;
@@ -16,6 +18,7 @@ use crate::isolation;
 use crate::ledger;
 use crate::profile;
 use crate::record::{self, Record};
+use crate::wall::ranges::is_public;
 
 impl<E: Engine> Room<E> {
     /// Records a deployment and reserves its share, in the transaction that authorised it.
@@ -77,6 +80,7 @@ impl<E: Engine> Room<E> {
         let refuse = |problem: Problem| Refusal { problem, threat: Threat::V4, outcome: None };
         request.specification.check().map_err(refuse)?;
         self.check_isolation(&request.specification).map_err(refuse)?;
+        self.check_ways(&request.specification)?;
         match &request.image {
             ImageSource::Offered(offer) => {
                 let image = crate::fetch::check_offer(offer, &self.inner.options).map_err(refuse)?;
@@ -96,6 +100,23 @@ impl<E: Engine> Room<E> {
                 "the container engine has not answered yet, so that nothing can be demanded of it; try again in a moment",
             )),
         }
+    }
+
+    /// What needs the wall is refused where the wall does not stand, before anything travels.
+    fn check_ways(&self, specification: &Specification) -> Result<(), Refusal> {
+        let refuse = |problem: Problem| Refusal { problem, threat: Threat::V4n, outcome: None };
+        if specification.egress == Egress::None && specification.network.is_none() {
+            return Ok(());
+        }
+        if let Egress::Hosts(hosts) = &specification.egress {
+            let hidden =
+                |destination: &&Destination| matches!(destination.host, Host::Address(address) if !is_public(address));
+            if let Some(destination) = hosts.iter().find(hidden) {
+                let message = format!("{} is no public address; nothing else can be reached", destination.host);
+                return Err(refuse(Problem::new(Code::InvalidArgument, message)));
+            }
+        }
+        self.wall().problem().map_or(Ok(()), |problem| Err(refuse(problem)))
     }
 
     /// Deployments at rest keep a container, a log and an image: they are bounded too, and so are images (V5).

@@ -17,6 +17,8 @@ use axum::extract::State;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use peer_compute::engine::{EngineError, EngineFacts};
+use peer_compute::room::Room;
+use peer_compute::wall::Availability;
 use peer_proto::code::{Code, Problem};
 use peer_proto::control::{Finding, Level};
 
@@ -44,17 +46,20 @@ struct Examined {
     node: Result<Arc<Node>, Problem>,
     /// The engine's answer; absent if this machine runs nobody's containers, or has no node.
     engine: Option<Result<EngineFacts, EngineError>>,
+    /// Whether ways out of containers are offered; absent like the engine.
+    wall: Option<Availability>,
 }
 
 impl Examined {
     async fn look(daemon: Arc<Daemon>) -> Self {
         let node = daemon.node().await;
         let room = node.as_ref().ok().and_then(|node| node.room.clone());
+        let wall = room.as_ref().map(Room::wall);
         let engine = match room {
             Some(room) => Some(room.engine_facts().await),
             None => None,
         };
-        Self { daemon, node, engine }
+        Self { daemon, node, engine, wall }
     }
 }
 

@@ -35,9 +35,12 @@ async fn status(State(daemon): State<Arc<Daemon>>) -> Result<Json<NodeStatus>, F
         let records = room.all().await?;
         hosted = count(records.iter().filter(|record| record.life.state().holds_share()).count());
         offered = room.offered(architecture()).await?;
+        let egress_problem = room.wall().problem();
         engine = Some(match room.engine_facts().await {
-            Ok(facts) => EngineStatus { available: true, version: Some(facts.version), problem: None },
-            Err(error) => EngineStatus { available: false, version: None, problem: Some(error.problem()) },
+            Ok(facts) => EngineStatus { available: true, version: Some(facts.version), problem: None, egress_problem },
+            Err(error) => {
+                EngineStatus { available: false, version: None, problem: Some(error.problem()), egress_problem }
+            }
         });
     }
     Ok(Json(NodeStatus {

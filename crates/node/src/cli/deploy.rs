@@ -9,7 +9,7 @@ use hyper::Method;
 use peer_proto::code::{Code, Problem};
 use peer_proto::control::{self, Deployment, Progress};
 use peer_proto::deploy::{
-    Capability, Demands, HealthCheck, Limits, RestartPolicy, RuntimeName, Specification, State, User, Variable,
+    Capability, Demands, Egress, HealthCheck, Limits, RestartPolicy, RuntimeName, Specification, State, User, Variable,
     Writable,
 };
 use peer_proto::id::Name;
@@ -65,6 +65,12 @@ pub(super) struct DeployArguments {
     /// Give the exposed port no public address; `peerctl port-forward` reaches it
     #[arg(long, requires = "expose")]
     no_publish: bool,
+    /// What it may reach outside: none, internet, or HOST:PORT; may be repeated. More than none only as the peer allows
+    #[arg(long, value_name = "LEVEL", value_delimiter = ',', default_value = "none", allow_hyphen_values = true)]
+    egress: Vec<String>,
+    /// Private network that it shares with your other deployments on the peer that name it
+    #[arg(long, value_name = "NAME")]
+    network: Option<Name>,
     /// What happens when it ends by itself: no, on-failure[:N] or always
     #[arg(long, value_name = "POLICY", default_value_t = RestartPolicy::No)]
     restart: RestartPolicy,
@@ -192,6 +198,12 @@ impl DeployArguments {
                 user_namespace: self.privileges.require_userns,
                 runtime: self.privileges.runtime.clone(),
             },
+            egress: self
+                .egress
+                .join(",")
+                .parse::<Egress>()
+                .map_err(|error| Failure::argument(format!("--egress: {error}")))?,
+            network: self.network.clone(),
             ..Specification::plain(name, image_name)
         };
         specification.check()?;

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use peer_proto::control::{Deployment, Deployments, EngineStatus, NodeStatus};
-use peer_proto::deploy::{Health, Isolation, State};
+use peer_proto::deploy::{Health, Isolation, Specification, State};
 use peer_proto::text::escape;
 
 use super::client::percent_encoded;
@@ -165,6 +165,7 @@ fn in_full(deployment: &Deployment) -> String {
         ("port", specification.expose.map(|port| port.to_string()).unwrap_or_default()),
         ("limits", format!("{} CPU, {}", specification.limits.cpu, specification.limits.memory)),
         ("isolation", status.isolation.as_ref().map(isolation).unwrap_or_default()),
+        ("egress", ways(specification)),
         ("restart", format!("{}, {} restarts", specification.restart, status.restarts)),
         ("created", rfc3339(status.created_at)),
         ("started", status.started_at.map(rfc3339).unwrap_or_default()),
@@ -176,6 +177,12 @@ pub(super) fn isolation(isolation: &Isolation) -> String {
     let users = if isolation.user_namespace { "mapped users" } else { "users not mapped" };
     let root = if isolation.writable_root { ", writable roots possible" } else { "" };
     format!("runtime {}, {users}{root}", isolation.runtime)
+}
+
+/// What it may reach outside of itself; nothing, for most.
+fn ways(specification: &Specification) -> String {
+    let shared = specification.network.as_ref().map(|name| format!("{}, network {name}", specification.egress));
+    shared.unwrap_or_else(|| specification.egress.to_string())
 }
 
 fn node_in_full(status: &NodeStatus) -> String {
@@ -193,6 +200,7 @@ fn node_in_full(status: &NodeStatus) -> String {
         ("running since", rfc3339(status.started_at)),
         ("peers", format!("{} ({} connected)", status.peers, status.peers_connected)),
         ("engine", if status.locked { "waits for the identity".to_owned() } else { engine(status.engine.as_ref()) }),
+        ("egress", egress(status.engine.as_ref())),
         ("hosted", format!("{} deployments of peers", status.hosted)),
         ("offered", in_words(&peer_proto::grant::Grants { deploy: capacity.granted.clone() })),
         ("free", free),
@@ -215,6 +223,15 @@ fn engine(engine: Option<&EngineStatus>) -> String {
         Some(EngineStatus { problem: Some(problem), .. }) => format!("not usable: {}", problem.message),
         Some(EngineStatus { available: false, .. }) => "does not answer".to_owned(),
         Some(EngineStatus { version, .. }) => version.clone().unwrap_or_else(|| "available".to_owned()),
+    }
+}
+
+/// Whether containers can be given ways out here.
+fn egress(engine: Option<&EngineStatus>) -> String {
+    match engine {
+        None => String::new(),
+        Some(EngineStatus { egress_problem: Some(problem), .. }) => problem.message.clone(),
+        Some(_) => "offered to whom you allow it; see `peerctl peers allow --help`".to_owned(),
     }
 }
 

@@ -1,10 +1,11 @@
 //! Flags that say what a peer is allowed here, shared by `peers add`, `peers allow`, `invite` and `join`.
 
 use clap::{Args, ValueEnum};
-use peer_proto::deploy::{Capability, list_capabilities};
+use peer_proto::deploy::{Capability, EgressGrant, list_capabilities};
 use peer_proto::grant::{DeployGrant, Grants};
 use peer_proto::unit::{ByteSize, Millicores, Span, Timestamp};
 
+use super::failure::Failure;
 use super::moment::{now, rfc3339};
 
 /// What can be allowed.
@@ -38,24 +39,37 @@ pub(super) struct GrantArguments {
     /// Let a container write to its image, up to so much of this machine's disk
     #[arg(long, requires = "allow", allow_hyphen_values = true, value_name = "SIZE")]
     writable_root: Option<ByteSize>,
+    /// What its containers may reach outside: none, internet (public addresses, never this machine's own networks), or
+    /// HOST, HOST:PORT, *.DOMAIN or *.DOMAIN:PORT; may be repeated [default: none]
+    #[arg(long, requires = "allow", value_name = "LEVEL", value_delimiter = ',', allow_hyphen_values = true)]
+    egress: Vec<String>,
 }
 
 impl GrantArguments {
     /// The grants, which end `expires` after `now`, or never.
-    pub(super) fn grants(&self, expires: Option<Span>, now: Timestamp) -> Grants {
+    pub(super) fn grants(&self, expires: Option<Span>, now: Timestamp) -> Result<Grants, Failure> {
+        let egress = egress(&self.egress)?;
         let deploy = self.allow.contains(&Permission::Deploy).then(|| DeployGrant {
             expires_at: expires.map(|span| now.plus(span.seconds.saturating_mul(1000))),
             capabilities: self.cap.iter().copied().collect(),
             root: self.root,
             writable_root: self.writable_root,
+            egress,
             ..DeployGrant::new(
                 self.max_cpu.unwrap_or(Millicores::new(1000).expect("within range")),
                 self.max_memory.unwrap_or(ByteSize::mebibytes(1024)),
                 self.max_containers.unwrap_or(4),
             )
         });
-        Grants { deploy }
+        Ok(Grants { deploy })
     }
+}
+
+fn egress(texts: &[String]) -> Result<EgressGrant, Failure> {
+    if texts.is_empty() {
+        return Ok(EgressGrant::None);
+    }
+    texts.join(",").parse().map_err(|error| Failure::argument(format!("--egress: {error}")))
 }
 
 /// Reads a span that is not empty.
@@ -84,31 +98,49 @@ fn describe(grants: &Grants, now: Timestamp, endless: &str) -> String {
         Some(end) => format!(", expired {}", rfc3339(end)),
         None => endless.to_owned(),
     };
-    let DeployGrant { max_cpu, max_memory, max_containers, .. } = deploy;
+    let DeployGrant { max_cpu, max_memory, max_containers, egress, .. } = deploy;
     let root = if deploy.root { ", root" } else { "" };
     let capabilities = match list_capabilities(&deploy.capabilities) {
         none if none.is_empty() => none,
         some => format!(" with {some}"),
     };
     let disk = deploy.writable_root.map(|size| format!(", writable root of {size}")).unwrap_or_default();
-    format!("deploy ({max_cpu} CPU, {max_memory}, {max_containers} containers{root}{capabilities}{disk}{end})")
+    let egress = if egress.is_none() { String::new() } else { format!(", egress {egress}") };
+    format!("deploy ({max_cpu} CPU, {max_memory}, {max_containers} containers{root}{capabilities}{disk}{egress}{end})")
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failing step is a failing test")]
 mod tests {
     use super::*;
 
     #[test]
     fn grants_tell_whether_they_end_and_have_ended() {
         let arguments = GrantArguments { allow: vec![Permission::Deploy], ..GrantArguments::default() };
-        let endless = arguments.grants(None, Timestamp(0));
+        let endless = arguments.grants(None, Timestamp(0)).unwrap();
         assert_eq!(describe(&endless, Timestamp(1), ""), "deploy (1 CPU, 1 GiB, 4 containers)");
         assert!(in_words_with_end(&endless).ends_with(" containers, without end)"));
-        let ending = arguments.grants(Some(Span { seconds: 60 }), Timestamp(0));
+        let ending = arguments.grants(Some(Span { seconds: 60 }), Timestamp(0)).unwrap();
         assert!(describe(&ending, Timestamp(1), "").ends_with(", until 1970-01-01T00:01:00.000Z)"));
         assert!(describe(&ending, Timestamp(60_000), "").ends_with(", expired 1970-01-01T00:01:00.000Z)"));
         assert_eq!(in_words_with_end(&Grants::default()), "nothing");
         let more = GrantArguments { root: true, cap: vec![Capability::Setuid, Capability::Chown], ..arguments };
-        assert!(in_words(&more.grants(None, Timestamp(0))).ends_with("4 containers, root with chown, setuid)"));
+        assert!(
+            in_words(&more.grants(None, Timestamp(0)).unwrap()).ends_with("4 containers, root with chown, setuid)")
+        );
+    }
+
+    #[test]
+    fn egress_is_told_and_must_be_readable() {
+        let with = |egress: &[&str]| GrantArguments {
+            allow: vec![Permission::Deploy],
+            egress: egress.iter().map(|text| (*text).to_owned()).collect(),
+            ..GrantArguments::default()
+        };
+        let granted = with(&["*.example.org:443", "192.0.2.1"]).grants(None, Timestamp(0)).unwrap();
+        assert!(describe(&granted, Timestamp(0), "").ends_with("containers, egress *.example.org:443,192.0.2.1)"));
+        for wrong in [&["internet", "a.b"][..], &["localhost"], &["*"]] {
+            assert!(with(wrong).grants(None, Timestamp(0)).unwrap_err().to_string().contains("--egress"), "{wrong:?}");
+        }
     }
 }

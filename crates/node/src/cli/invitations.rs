@@ -100,7 +100,7 @@ pub(super) async fn invite(session: &Session, arguments: InviteArguments) -> Res
             session.output.result(&invitation, |invitation| format!("{} is withdrawn\n", escape(&invitation.id)))
         }
         None => {
-            let grants = grants.grants(expires, now());
+            let grants = grants.grants(expires, now())?;
             let request = Invite { grants, name, expires_seconds: ticket_expires.seconds };
             let invitation: Invitation = session.client.send(Method::POST, "/v1/invitations", &request).await?;
             session.output.result(&invitation, |invitation| {
@@ -127,7 +127,7 @@ async fn list(session: &Session) -> Result<(), Failure> {
 pub(super) async fn join(session: &Session, arguments: JoinArguments) -> Result<(), Failure> {
     let JoinArguments { ticket, grants, expires, name } = arguments;
     let ticket = argument_or_stdin(ticket, "ticket").await?;
-    let request = Join { ticket, name, grants: grants.grants(expires, now()) };
+    let request = Join { ticket, name, grants: grants.grants(expires, now())? };
     let joined: Joined = session.client.send(Method::POST, "/v1/join", &request).await?;
     session.output.result(&joined, |joined| {
         format!("{}{}", in_full(&joined.peer), super::table::fields(&[("allowed there", in_words(&joined.granted))]))

@@ -146,7 +146,7 @@ pub(super) async fn run(session: &Session, command: PeersCommand) -> Result<(), 
             change(session, &peer, &ChangePeer { addresses: Some(addresses), ..ChangePeer::default() }).await
         }
         PeersCommand::Allow(AllowArguments { peer, grants, expires, nothing, keep_deployments }) => {
-            let grants = if nothing { Grants::default() } else { grants.grants(expires, now()) };
+            let grants = if nothing { Grants::default() } else { grants.grants(expires, now())? };
             change(session, &peer, &ChangePeer { grants: Some(grants), keep_deployments, ..ChangePeer::default() })
                 .await
         }
@@ -156,7 +156,7 @@ pub(super) async fn run(session: &Session, command: PeersCommand) -> Result<(), 
 async fn add(session: &Session, arguments: AddArguments) -> Result<(), Failure> {
     let AddArguments { card, name, grants, expires } = arguments;
     let card = argument_or_stdin(card, "card").await?;
-    let request = AddPeer { card, name, grants: grants.grants(expires, now()) };
+    let request = AddPeer { card, name, grants: grants.grants(expires, now())? };
     let peer: Peer = session.client.send(Method::POST, "/v1/peers", &request).await?;
     // Why there is no connection yet is no news: most often the other side has not added this machine.
     let shown = Peer { last_error: None, ..peer };

@@ -58,6 +58,13 @@ pub(super) const KEYS: &[Key] = &[
     one("image_size_max", "SIZE", "Largest image accepted, unpacked"),
     one("image_keep", "SPAN", "How long an image that peers brought is kept when nothing uses it, such as 24h"),
     one("transfer_patience", "SPAN", "How long a deployment waits for its image when nothing arrives, such as 2m"),
+    one("egress", "LEVEL", "Ways out of containers by grant: auto, if the test of the wall passes, or off"),
+    list("egress_subnets", "RANGE", "IPv4 ranges for containers with a way out, which nobody else may use"),
+    list(
+        "egress_resolvers",
+        "ADDRESS",
+        "Resolvers to ask for those containers, such as 192.0.2.53, not this machine's own",
+    ),
     one("metrics_listen", "HOST:PORT", "Loopback address to serve metrics on as well"),
     one("log", "FILTER", "What is logged, such as info or peer_node=debug,warn"),
     one("log_format", "FORMAT", "text or json"),

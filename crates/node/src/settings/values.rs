@@ -1,12 +1,13 @@
 //! From texts to typed values, with a record of what was chosen and of everything that is wrong.
 
 use std::fmt::Display;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use multiaddr::Protocol;
 use peer_compute::ledger::Offer;
+use peer_compute::wall::{self, ranges::Range};
 use peer_net::{Limits, Multiaddr};
 use peer_proto::control::Setting;
 use peer_proto::deploy::RuntimeName;
@@ -99,6 +100,9 @@ impl<'a> Reader<'a> {
         let image_size_max = self.one("image_size_max", || "4g".into(), str::parse::<ByteSize>);
         let image_keep = self.one("image_keep", || "24h".into(), str::parse::<Span>);
         let transfer_patience = self.one("transfer_patience", || "2m".into(), str::parse::<Span>);
+        let egress = self.one("egress", || "auto".into(), egress);
+        let egress_subnets = self.many("egress_subnets", || vec!["198.18.0.0/15".into()], egress_subnet);
+        let egress_resolvers = self.many("egress_resolvers", Vec::new, resolver);
         let metrics_listen = self.one("metrics_listen", String::new, loopback);
         let log = self.one("log", || "info,libp2p_swarm=warn".into(), filter);
         let log_format = self.one("log_format", || "text".into(), log_format);
@@ -122,6 +126,7 @@ impl<'a> Reader<'a> {
             image_size_max: image_size_max?,
             image_keep: image_keep?,
             transfer_patience: transfer_patience?,
+            wall: wall::Options { enabled: egress?, subnets: egress_subnets?, resolvers: egress_resolvers? },
             metrics_listen: metrics_listen?,
             log: log?,
             log_format: log_format?,
@@ -279,6 +284,31 @@ fn engine(text: &str) -> Result<bool, String> {
 fn default_guest_program() -> String {
     let own = std::env::current_exe().unwrap_or_else(|_| "/usr/local/bin/peerd".into());
     own.with_file_name("peer-guest").display().to_string()
+}
+
+fn egress(text: &str) -> Result<bool, String> {
+    match text {
+        "auto" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(format!("'{}' is not possible; choose auto or off", escape(text))),
+    }
+}
+
+/// A range with room for at least one network.
+fn egress_subnet(text: &str) -> Result<Range, String> {
+    let range: Range = text.parse()?;
+    if (8..=26).contains(&range.length()) {
+        Ok(range)
+    } else {
+        Err(format!("{range} is too large or too small; between /8 and /26 are possible"))
+    }
+}
+
+fn resolver(text: &str) -> Result<SocketAddr, String> {
+    let plain = text.parse::<IpAddr>().map(|address| SocketAddr::new(address, 53));
+    plain
+        .or_else(|_| text.parse())
+        .map_err(|_| format!("'{}' is not the address of a resolver, such as 192.0.2.53", escape(text)))
 }
 
 fn default_cpu() -> String {

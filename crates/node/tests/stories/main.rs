@@ -25,4 +25,5 @@ mod requests;
 mod revocation;
 mod sealing;
 mod trust;
+mod wall;
 mod world;

@@ -8,6 +8,7 @@ use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
 use super::demands::Demands;
+use super::egress::Egress;
 use super::image::IMAGE_NAME_MAX;
 use super::privilege::{self, Capability, User};
 use super::writable::{self, Writable};
@@ -181,6 +182,15 @@ pub struct Specification {
     #[n(14)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub writable_root: Option<ByteSize>,
+    /// What it may reach outside; more than nothing only by grant.
+    #[n(15)]
+    #[serde(default, skip_serializing_if = "Egress::is_none")]
+    #[cbor(default, skip_if = "Egress::is_none")]
+    pub egress: Egress,
+    /// The private network that it shares with its owner's other deployments of the same provider that name it.
+    #[n(16)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Name>,
     /// What the machine must have, or refuse.
     #[n(17)]
     #[serde(default, skip_serializing_if = "Demands::is_none")]
@@ -256,6 +266,8 @@ impl Specification {
             writable: Vec::new(),
             writable_root: None,
             demands: Demands::default(),
+            egress: Egress::None,
+            network: None,
         }
     }
 
@@ -286,6 +298,7 @@ impl Specification {
             if let Some(size) = self.writable_root.filter(|size| size.get() < 1 << 20) {
                 return Err(format!("writable root must have at least 1 MiB, not {size}"));
             }
+            self.egress.check()?;
             match self.stop_timeout_seconds {
                 0..=300 => Ok(()),
                 other => Err(format!("stop timeout must be at most 300 seconds, not {other}")),

@@ -51,6 +51,9 @@ impl DockerEngine {
             self.remember(deployment, plan.clone());
         }
         let id = self.create_container(plan).await?;
+        if let Some((network, alias)) = plan.second_network() {
+            self.connect_container(&id, network, alias).await?;
+        }
         self.judge(&self.present(&id).await?).await?;
         Ok(id)
     }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use peer_compute::engine::{EngineError, EngineFacts};
+use peer_compute::wall::Availability;
 use peer_proto::control::Finding;
 
 use super::{Examined, failure, note, ok, warning};
@@ -14,8 +15,28 @@ pub(super) fn check(examined: &Examined) -> Vec<Finding> {
     match &examined.engine {
         None if examined.node.is_err() => Vec::new(),
         None => vec![ok("engine", "this machine runs nobody's containers, as configured")],
-        Some(Ok(facts)) => isolation(facts, kernel_has_apparmor(Path::new(APPARMOR_SWITCH))),
+        Some(Ok(facts)) => {
+            let mut findings = isolation(facts, kernel_has_apparmor(Path::new(APPARMOR_SWITCH)));
+            findings.extend(examined.wall.as_ref().map(egress));
+            findings
+        }
         Some(Err(error)) => vec![without(error)],
+    }
+}
+
+/// Whether ways out can be given.
+fn egress(wall: &Availability) -> Finding {
+    const CHECK: &str = "egress";
+    let advice = "repair what the sentence names, and start peerd again; containers without --egress are not concerned";
+    match wall {
+        Availability::Offered => ok(CHECK, "the wall around containers' networks held when it was tried from inside"),
+        Availability::Off => ok(CHECK, "containers get no ways out, as configured"),
+        Availability::Untested => {
+            note(CHECK, "the wall around containers' networks is still being tested", "ask again in some seconds")
+        }
+        Availability::Refused(why) => {
+            warning(CHECK, format!("neither --egress nor --network is offered to peers: {why}"), advice)
+        }
     }
 }
 

@@ -29,7 +29,8 @@ fn an_image_and_a_peer_are_enough() {
 fn every_flag_reaches_the_specification() {
     let line = "web.tar -p bob -n site -e A=1 -e B=x=y --cpu 1.5 -m 1g --pids 50 --files 256 --scratch 16m --expose 8080 \
         --restart on-failure:3 --entrypoint /bin/app --health-path /ready --health-interval 5s --health-retries 2 \
-        --stop-timeout 1m --user root --cap chown,CAP_SETUID --writable /data=16m --writable-root 1g --require-userns --runtime runsc serve --port 8080";
+        --stop-timeout 1m --user root --cap chown,CAP_SETUID --writable /data=16m --writable-root 1g --require-userns --runtime runsc \
+        --egress example.org:443 --egress 192.0.2.1:53 --network back serve --port 8080";
     let made = specification(&line.split_whitespace().collect::<Vec<_>>().join(" ")).unwrap();
     let expected = Specification {
         entrypoint: Some(vec!["/bin/app".into()]),
@@ -52,6 +53,8 @@ fn every_flag_reaches_the_specification() {
         writable: vec!["/data=16m".parse().unwrap()],
         writable_root: Some(ByteSize::mebibytes(1024)),
         demands: Demands { user_namespace: true, runtime: Some("runsc".parse().unwrap()) },
+        egress: "192.0.2.1:53,example.org:443".parse().unwrap(),
+        network: Some("back".parse().unwrap()),
         ..Specification::plain("site".parse().unwrap(), "web.tar")
     };
     assert_eq!(made, expected);
@@ -75,6 +78,9 @@ fn bad_input_names_the_field_and_has_a_code() {
         ("--expose 70000", "--expose"),
         ("--expose -80", "--expose"),
         ("--expose 80/tcp", "--expose"),
+        ("--egress localhost:80", "--egress"),
+        ("--egress internet,a.b:1", "--egress"),
+        ("--network -x", "--network"),
         ("--cpu 0", "--cpu"),
         ("--cpu -1", "--cpu"),
         ("--cpu 99999999", "--cpu"),

@@ -173,6 +173,15 @@ impl Machine {
         machine
     }
 
+    /// A machine whose daemon runs in another network namespace, with an identity and no container engine of the test's.
+    pub(crate) fn inside(network: &str, name: &str, flags: &[&str]) -> Self {
+        let mut machine = Self::prepared(name, flags);
+        (machine.namespace, machine.has_engine) = (Some(network.to_owned()), false);
+        machine.up();
+        machine.init();
+        machine
+    }
+
     /// A machine without an identity.
     pub(crate) fn bare(name: &str, flags: &[&str]) -> Self {
         let mut machine = Self::prepared(name, flags);
@@ -188,6 +197,10 @@ impl Machine {
         let mut arguments = vec!["--listen".into(), address.clone(), "--log".into(), "info".into()];
         arguments.extend(["--data-dir".into(), data.display().to_string()]);
         arguments.extend(["--socket".into(), socket.display().to_string()]);
+        // The test of the wall starts a container of its own; who needs it asks for it.
+        if !flags.contains(&"--egress") {
+            arguments.extend(["--egress".into(), "off".into()]);
+        }
         arguments.extend(flags.iter().map(|flag| (*flag).to_owned()));
         let has_engine = !flags.contains(&"none");
         let (name, peer_id) = (name.to_owned(), String::new());

@@ -2,6 +2,7 @@
 //! also when it fails.
 
 mod gate;
+mod host;
 mod images;
 mod machine;
 mod registry;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use peer_proto::id::DeploymentId;
 
 pub(crate) use gate::{Answer, Gate, host_of};
+pub(crate) use host::{HOST, Host};
 pub(crate) use images::{Files, Loaded, docker, docker_try, hello, noise, ordinary, probe, salted, shell};
 pub(crate) use machine::{Forward, Machine, Output, Running};
 pub(crate) use registry::Registry;
