@@ -3,7 +3,7 @@
 //! - [`advisories`] looks for known vulnerabilities in what we link, in a local copy of the database.
 //! - [`image`] builds container images from files, without any engine.
 //! - [`examples`] builds the programs under `examples/` statically and says where they are.
-//! - [`sbom`] judges a bill of materials against what is really linked.
+//! - [`sbom`] writes a bill of materials of what is really linked.
 //! - [`tidy`] checks what the compiler does not: the arrows between crates, lengths, words, documents.
 
 pub mod advisories;

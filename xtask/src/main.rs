@@ -31,12 +31,12 @@ enum Task {
         /// The directory of a copy of the RustSec advisory database; without it the list of floors alone is compared.
         database: Option<PathBuf>,
     },
-    /// Judges a bill of materials (CycloneDX JSON) against what a crate of ours really links.
+    /// Writes a bill of materials (CycloneDX JSON) of what a crate of ours links.
     Sbom {
         /// The crate, such as peer-node.
         package: String,
-        /// The bill.
-        bill: PathBuf,
+        /// Where the bill is written.
+        output: PathBuf,
     },
     /// Checks arrows between crates, lengths, words and documents; prints what is wrong.
     Tidy,
@@ -109,7 +109,7 @@ fn main() -> ExitCode {
         Task::Examples => build_examples(),
         Task::Guest => build_guest(),
         Task::Advisories { database } => look_for_advisories(database.as_deref()),
-        Task::Sbom { package, bill } => judge_bill(&package, &bill),
+        Task::Sbom { package, output } => write_bill(&package, &output),
         Task::Tidy => run_tidy(),
     };
     match done {
@@ -194,8 +194,8 @@ fn look_for_advisories(database: Option<&Path>) -> Result<(), Box<dyn Error>> {
     }
 }
 
-fn judge_bill(package: &str, bill: &Path) -> Result<(), Box<dyn Error>> {
-    let (components, faults) = sbom::check(&examples::workspace_root(), package, bill)?;
+fn write_bill(package: &str, bill: &Path) -> Result<(), Box<dyn Error>> {
+    let (components, faults) = sbom::write(&examples::workspace_root(), package, bill)?;
     for fault in &faults {
         println!("{}: {fault}", bill.display());
     }

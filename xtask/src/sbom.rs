@@ -1,17 +1,22 @@
-//! Judges a bill of materials (CycloneDX 1.3 to 1.6 as JSON) against what the workspace really builds.
+//! A bill of materials of what a crate of ours links (CycloneDX 1.5 as JSON), from `cargo metadata` and the lock file.
 //!
-//! The published schema's required fields must be there, and every crate that a program links, with its version.
+//! The same sources give the same bytes: there is no time in it, and its serial number is derived from its content. What was
+//! written is judged against the published schema's required fields and against `cargo tree`.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use toml::Table;
 
-use crate::examples::{ExampleError, run};
+use crate::{
+    examples::{ExampleError, run},
+    image::Digest,
+};
 
 /// Why a bill of materials could not be judged.
 #[derive(Debug, thiserror::Error)]
@@ -27,22 +32,145 @@ pub enum SbomError {
         /// What the system said.
         source: io::Error,
     },
-    /// The file is not JSON.
-    #[error("{} is not JSON: {source}", path.display())]
-    Json {
+    /// A text is not what it should be.
+    #[error("{what} is not understood: {reason}")]
+    Malformed {
         /// Which one.
-        path: PathBuf,
+        what: String,
         /// What is wrong.
-        source: serde_json::Error,
+        reason: String,
     },
 }
 
+fn malformed(what: &str, reason: &dyn std::fmt::Display) -> SbomError {
+    SbomError::Malformed { what: what.to_owned(), reason: reason.to_string() }
+}
+
+fn cargo() -> String {
+    std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned())
+}
+
+/// The bill of the workspace's crate `package` for the machine's own platform.
+pub fn bill(root: &Path, package: &str) -> Result<Value, SbomError> {
+    let rustc = run(Command::new("rustc").arg("-vV"), "rustc")?;
+    let host = rustc.lines().find_map(|line| line.strip_prefix("host: ")).unwrap_or_default();
+    let mut command = Command::new(cargo());
+    command.current_dir(root).args(["metadata", "--format-version", "1", "--locked", "--filter-platform", host]);
+    let metadata: Value = serde_json::from_str(&run(&mut command, "cargo metadata")?)
+        .map_err(|error| malformed("cargo metadata", &error))?;
+    let path = root.join("Cargo.lock");
+    let lock = fs::read_to_string(&path).map_err(|source| SbomError::Read { path, source })?;
+    compose(&metadata, &checksums(&lock)?, package)
+}
+
+/// Writes the bill to `path`, and judges it. Gives how many components it names, and every fault.
+pub fn write(root: &Path, package: &str, path: &Path) -> Result<(usize, Vec<String>), SbomError> {
+    let text = format!("{:#}\n", bill(root, package)?);
+    fs::write(path, text).map_err(|source| SbomError::Read { path: path.to_path_buf(), source })?;
+    check(root, package, path)
+}
+
+/// SHA-256 of each package in the lock file, by name and version.
+fn checksums(lock: &str) -> Result<BTreeMap<(String, String), String>, SbomError> {
+    let table: Table = lock.parse().map_err(|error: toml::de::Error| malformed("Cargo.lock", &error))?;
+    let packages = table.get("package").and_then(toml::Value::as_array).into_iter().flatten();
+    let text = |package: &toml::Value, field: &str| Some(package.get(field)?.as_str()?.to_owned());
+    let entry =
+        |package: &toml::Value| Some(((text(package, "name")?, text(package, "version")?), text(package, "checksum")?));
+    Ok(packages.filter_map(entry).collect())
+}
+
+fn compose(
+    metadata: &Value,
+    checksums: &BTreeMap<(String, String), String>,
+    package: &str,
+) -> Result<Value, SbomError> {
+    let packages: BTreeMap<&str, &Value> =
+        list(&metadata["packages"]).iter().filter_map(|one| Some((one["id"].as_str()?, one))).collect();
+    let links: BTreeMap<&str, Vec<&str>> = list(&metadata["resolve"]["nodes"])
+        .iter()
+        .filter_map(|node| Some((node["id"].as_str()?, links(node))))
+        .collect();
+    let top = packages.iter().find(|(_, one)| one["name"] == package).map(|(id, _)| *id);
+    let top = top.ok_or_else(|| malformed("cargo metadata", &format!("there is no crate {package}")))?;
+    let (mut seen, mut open) = (BTreeSet::from([top]), vec![top]);
+    while let Some(id) = open.pop() {
+        let more = links.get(id).into_iter().flatten().copied();
+        open.extend(more.filter(|other| seen.insert(other)).collect::<Vec<_>>());
+    }
+    let described = |id: &&str| packages.get(*id).map(|one| component(one, checksums));
+    let components: Vec<Value> = seen.iter().filter(|id| **id != top).filter_map(described).collect();
+    let reference = |id: &str| packages.get(id).map_or_else(String::new, |one| purl(one));
+    let dependencies: Vec<Value> = seen
+        .iter()
+        .map(|id| {
+            let others: BTreeSet<String> = links.get(id).into_iter().flatten().map(|other| reference(other)).collect();
+            json!({ "ref": reference(id), "dependsOn": others })
+        })
+        .collect();
+    let mut application = component(packages[top], checksums);
+    application["type"] = json!("application");
+    let content = json!([application, components, dependencies]).to_string();
+    Ok(json!({
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.5",
+        "serialNumber": serial_number(&content),
+        "version": 1,
+        "metadata": { "component": application },
+        "components": components,
+        "dependencies": dependencies,
+    }))
+}
+
+/// Ordinary dependencies of a node: what is linked, and neither tests nor build scripts.
+fn links(node: &Value) -> Vec<&str> {
+    let is_linked = |one: &&Value| list(&one["dep_kinds"]).iter().any(|kind| kind["kind"].is_null());
+    list(&node["deps"]).iter().filter(is_linked).filter_map(|one| one["pkg"].as_str()).collect()
+}
+
+fn purl(package: &Value) -> String {
+    format!("pkg:cargo/{}@{}", text_of(package, "name"), text_of(package, "version"))
+}
+
+fn text_of<'a>(value: &'a Value, field: &str) -> &'a str {
+    value[field].as_str().unwrap_or_default()
+}
+
+fn component(package: &Value, checksums: &BTreeMap<(String, String), String>) -> Value {
+    let (name, version) = (text_of(package, "name"), text_of(package, "version"));
+    let mut component = json!({
+        "type": "library",
+        "bom-ref": purl(package),
+        "name": name,
+        "version": version,
+        "purl": purl(package),
+        // An older notation separates alternatives by a slash.
+        "licenses": [{ "expression": text_of(package, "license").replace('/', " OR ") }],
+    });
+    if let Some(checksum) = checksums.get(&(name.to_owned(), version.to_owned())) {
+        component["hashes"] = json!([{ "alg": "SHA-256", "content": checksum }]);
+    }
+    component
+}
+
+/// A UUID made of the content's digest (version 8: of the maker's own making).
+fn serial_number(content: &str) -> String {
+    let digits = Digest::of(content.as_bytes()).hex();
+    format!(
+        "urn:uuid:{}-{}-8{}-8{}-{}",
+        &digits[..8],
+        &digits[8..12],
+        &digits[13..16],
+        &digits[17..20],
+        &digits[20..32]
+    )
+}
+
 /// Judges the bill in `path` of the workspace's crate `package`. Gives how many components it names, and every fault.
-pub fn check(root: &Path, package: &str, path: &Path) -> Result<(usize, Vec<String>), SbomError> {
+fn check(root: &Path, package: &str, path: &Path) -> Result<(usize, Vec<String>), SbomError> {
     let text = fs::read(path).map_err(|source| SbomError::Read { path: path.to_path_buf(), source })?;
-    let bill: Value =
-        serde_json::from_slice(&text).map_err(|source| SbomError::Json { path: path.to_path_buf(), source })?;
-    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let bill: Value = serde_json::from_slice(&text).map_err(|error| malformed(&path.display().to_string(), &error))?;
+    let cargo = cargo();
     let mut command = Command::new(&cargo);
     command.current_dir(root).args(["tree", "--package", package, "--locked", "--prefix", "none", "--format", "{p}"]);
     command.args(["--edges", "normal"]);
@@ -81,8 +209,8 @@ fn judge(bill: &Value, package: &str, linked: &BTreeSet<(String, String)>) -> Ve
         for field in ["type", "name", "version"].into_iter().filter(|field| text(field).is_empty()) {
             faults.push(format!("a component ({name}) has no {field}"));
         }
-        let is_foreign = text("purl").starts_with("pkg:cargo/") && !text("purl").contains("download_url=file");
-        if is_foreign && list(&component["licenses"]).is_empty() {
+        let is_licensed = |one: &Value| one["expression"].as_str().is_some_and(|text| !text.is_empty());
+        if !list(&component["licenses"]).iter().any(is_licensed) {
             faults.push(format!("{name} {version} has no licence"));
         }
         named.insert((name.to_owned(), version.to_owned()));
@@ -101,8 +229,7 @@ fn judge(bill: &Value, package: &str, linked: &BTreeSet<(String, String)>) -> Ve
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
+    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
     fn bill() -> Value {
@@ -114,6 +241,32 @@ mod tests {
         json!({
             "bomFormat": "CycloneDX", "specVersion": "1.5", "version": 1, "metadata": metadata, "components": [component],
         })
+    }
+
+    #[test]
+    fn what_is_linked_is_named_with_its_checksum_and_tests_are_not() {
+        let package = |name: &str| json!({ "id": name, "name": name, "version": "1.0.0", "license": "MIT/Apache-2.0" });
+        let dep = |name: &str, kind: Value| json!({ "pkg": name, "dep_kinds": [{ "kind": kind }] });
+        let metadata = json!({
+            "packages": [package("top"), package("linked"), package("below"), package("tests")],
+            "resolve": { "nodes": [
+                { "id": "top", "deps": [dep("linked", Value::Null), dep("tests", json!("dev"))] },
+                { "id": "linked", "deps": [dep("below", Value::Null)] },
+                { "id": "below", "deps": [] },
+            ] },
+        });
+        let lock = "[[package]]\nname = \"below\"\nversion = \"1.0.0\"\nchecksum = \"abc\"\n";
+        let bill = compose(&metadata, &checksums(lock).unwrap(), "top").unwrap();
+        let names: Vec<_> = list(&bill["components"]).iter().map(|one| text_of(one, "name")).collect();
+        assert_eq!(names, ["below", "linked"]);
+        assert_eq!(bill["components"][0]["hashes"][0]["content"], "abc");
+        assert_eq!(bill["components"][0]["licenses"][0]["expression"], "MIT OR Apache-2.0");
+        let linked = ["below", "linked"].map(|name| (name.to_owned(), "1.0.0".to_owned())).into();
+        assert_eq!(judge(&bill, "top", &linked), Vec::<String>::new());
+        assert_eq!(bill, compose(&metadata, &checksums(lock).unwrap(), "top").unwrap());
+        let serial = text_of(&bill, "serialNumber").strip_prefix("urn:uuid:").unwrap().split('-').map(str::len);
+        assert_eq!(serial.collect::<Vec<_>>(), [8, 4, 4, 4, 12]);
+        assert!(compose(&metadata, &BTreeMap::new(), "absent").is_err());
     }
 
     #[test]

@@ -103,6 +103,9 @@ mod tests {
         let refusal = check(&asked, &rooted).unwrap_err();
         assert!(refusal.problem.message.ends_with("... --root --cap chown,kill,setuid"), "{refusal}");
         assert!(!refusal.problem.message.contains("run as root"), "{refusal}");
+        assert!(refusal.problem.message.contains("the capabilities chown, setuid"), "{refusal}");
+        let one = Specification { capabilities: [Capability::Chown].into(), ..plain() };
+        assert!(check(&one, &grant()).unwrap_err().problem.message.contains("the capability chown"));
         let enough = DeployGrant { capabilities: Capability::ALL.iter().copied().collect(), ..rooted };
         assert_eq!(check(&asked, &enough), Ok(()));
     }
