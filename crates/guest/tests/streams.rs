@@ -104,7 +104,7 @@ async fn a_stalled_stream_delays_no_other() {
     let (mut stalled, _never_read) = connected(&dialer, &listener).await;
     let fill = async {
         loop {
-            stalled.write_all(&[0; 64 << 10]).await.unwrap();
+            stalled.write_all(&vec![0; 64 << 10]).await.unwrap();
         }
     };
     assert!(timeout(Duration::from_millis(500), fill).await.is_err(), "nothing stored it all");

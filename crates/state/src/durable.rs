@@ -36,7 +36,7 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     sync_directory(directory)
 }
 
-/// As [`write`], for a secret: what the replaced file held is then overwritten where it lies. A file system that never
+/// As [`write()`], for a secret: what the replaced file held is then overwritten where it lies. A file system that never
 /// writes in place, a snapshot, or the spare blocks of a flash disk may keep it all the same.
 pub fn replace_secret(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     let former = match OpenOptions::new().write(true).open(path) {

@@ -69,7 +69,7 @@ fn main() {
     thread::scope(|scope| {
         scope.spawn(|| serve(&report));
         match mode.as_str() {
-            "" | "look" => {}
+            "" | "look" | "knock" => {}
             "forks" => hogs::forks(&report),
             "memory" => hogs::memory(&report),
             "disk" => hogs::disk(&report),
@@ -77,7 +77,6 @@ fn main() {
             "connections" => hogs::connections(&report),
             "cpu" => hogs::cpu(&report),
             "flood" => hogs::flood(&report),
-            "knock" => {}
             other => report.attempt("mode", Err::<Value, _>(format!("PROBE_MODE={other:?} is not known"))),
         }
     });

@@ -69,7 +69,7 @@ pub(super) struct DeployArguments {
     #[arg(long, value_name = "LEVEL", value_delimiter = ',', default_value = "none", allow_hyphen_values = true)]
     egress: Vec<String>,
     /// Private network that it shares with your other deployments on the peer that name it
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
     network: Option<Name>,
     /// What happens when it ends by itself: no, on-failure[:N] or always
     #[arg(long, value_name = "POLICY", default_value_t = RestartPolicy::No)]

@@ -138,7 +138,7 @@ mod tests {
             ..GrantArguments::default()
         };
         let granted = with(&["*.example.org:443", "192.0.2.1"]).grants(None, Timestamp(0)).unwrap();
-        assert!(describe(&granted, Timestamp(0), "").ends_with("containers, egress *.example.org:443,192.0.2.1)"));
+        assert!(describe(&granted, Timestamp(0), "").ends_with("containers, egress 192.0.2.1,*.example.org:443)"));
         for wrong in [&["internet", "a.b"][..], &["localhost"], &["*"]] {
             assert!(with(wrong).grants(None, Timestamp(0)).unwrap_err().to_string().contains("--egress"), "{wrong:?}");
         }

@@ -79,7 +79,8 @@ impl Scene {
     fn out_gets_out(&self, when: &str) {
         let targets = texts(&["8.8.8.8:9000", "public.example.org:9000"]);
         eventually(when, || (reached(&self.alice, "out", &targets) == targets).then_some(()));
-        let from: std::collections::BTreeSet<_> = self.host.public.senders().iter().map(|from| from.ip()).collect();
+        let from: std::collections::BTreeSet<_> =
+            self.host.public.senders().iter().map(std::net::SocketAddr::ip).collect();
         assert_eq!(from, [crate::world::HOST.parse().unwrap()].into(), "translated {when}");
     }
 }

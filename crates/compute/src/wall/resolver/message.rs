@@ -146,7 +146,7 @@ fn is_told(kind: RecordType) -> bool {
 fn plain(name: &Name) -> Option<String> {
     let labels = name.iter().map(|label| {
         let allowed = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
-        let text = label.iter().all(|b| allowed(b)).then(|| std::str::from_utf8(label).ok())??;
+        let text = label.iter().all(allowed).then(|| std::str::from_utf8(label).ok())??;
         Some(text.to_ascii_lowercase())
     });
     Some(labels.collect::<Option<Vec<_>>>()?.join("."))

@@ -45,6 +45,7 @@ url:      https://abc.peer.localhost/
 image:    web:1\\u{1b}[2J
 port:     8080
 limits:   0.5 CPU, 256 MiB
+egress:   none
 restart:  no, 0 restarts
 created:  1970-01-01T00:00:00.000Z
 ";

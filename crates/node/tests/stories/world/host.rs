@@ -33,14 +33,14 @@ pub(crate) struct Heard {
 impl Heard {
     fn open(addresses: &[&str]) -> Self {
         let bind = |address: &str| -> SocketAddr { (address.parse::<std::net::IpAddr>().unwrap(), PORT).into() };
-        let mut heard = Self { datagrams: Vec::new(), _connections: Vec::new() };
+        let (mut datagrams, mut connections) = (Vec::new(), Vec::new());
         for address in addresses {
             let socket = UdpSocket::bind(bind(address)).unwrap_or_else(|error| panic!("{address}: {error}"));
             socket.set_nonblocking(true).unwrap();
-            heard.datagrams.push(socket);
-            heard._connections.push(TcpListener::bind(bind(address)).unwrap());
+            datagrams.push(socket);
+            connections.push(TcpListener::bind(bind(address)).unwrap());
         }
-        heard
+        Self { datagrams, _connections: connections }
     }
 
     /// Where datagrams have come from since the last look.
@@ -229,7 +229,7 @@ impl Host {
         let mut stream = eventually("the container listens", || {
             inside(&self.namespace, || std::net::TcpStream::connect(address)).ok()
         });
-        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
