@@ -8,7 +8,7 @@ use peer_proto::{
     card::{Card, SignedCard, Ticket},
     code::{Code, Problem},
     deploy::{
-        DeployRequest, Event, ImageOffer, ImageSource, LayerHeader, LayerReply, Limits, Reply, Request, RestartPolicy,
+        DeployRequest, Event, ImageOffer, ImageSource, LayerHeader, LayerReply, Reply, Request, RestartPolicy,
         Specification, Variable,
     },
     envelope, frame,
@@ -46,17 +46,12 @@ fn problem() -> Problem {
 
 fn specification() -> Specification {
     Specification {
-        name: "web".parse().expect("a name"),
-        image_name: "web:1".into(),
-        entrypoint: None,
         command: vec!["/hello".into()],
         environment: vec![Variable { name: "GREETING".into(), value: "hello".into() }],
         expose: Port::new(8080).ok(),
         publish: true,
-        limits: Limits::default(),
         restart: RestartPolicy::OnFailure(Some(3)),
-        health: None,
-        stop_timeout_seconds: 10,
+        ..Specification::plain("web".parse().expect("a name"), "web:1")
     }
 }
 
@@ -77,18 +72,15 @@ fn frames() -> io::Result<()> {
     write_frame(0, "hello", &frame::encode(&hello))?;
     write_frame(1, "call_list", &frame::encode(&Call::Query(Query::List)))?;
     write_frame(1, "call_signed", &frame::encode(&Call::Signed(vec![1, 2, 3])))?;
-    let grant = DeployGrant {
-        max_cpu: Millicores::new(1500).expect("a share"),
-        max_memory: ByteSize::new(1 << 30).expect("a size"),
-        max_containers: 4,
-        expires_at: Some(NOW),
-    };
+    let (cpu, memory) = (Millicores::new(1500).expect("a share"), ByteSize::mebibytes(1024));
+    let grant = DeployGrant { expires_at: Some(NOW), ..DeployGrant::new(cpu, memory, 4) };
     let capacity = Capacity {
         granted: Some(grant.clone()),
         free_cpu: Millicores::new(1).ok(),
         free_memory: None,
         free_containers: 3,
         architecture: "amd64".into(),
+        isolation: None,
     };
     write_frame(2, "capacity", &frame::encode(&Answer::Capacity(capacity)))?;
     write_frame(2, "problem", &frame::encode(&Answer::Problem(problem())))?;
