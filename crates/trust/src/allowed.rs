@@ -132,7 +132,8 @@ mod tests {
             assert_eq!((refusal.problem.code, refusal.threat), (Code::NotGranted, Threat::V4n));
             assert!(refusal.problem.message.ends_with(&format!("--egress {lacking}")), "{refusal}");
         }
-        for (level, wanted) in [("none", "none"), ("internet", "internet"), ("internet", "a.b:1"), ("*.b.c", "a.b.c:1")] {
+        for (level, wanted) in [("none", "none"), ("internet", "internet"), ("internet", "a.b:1"), ("*.b.c", "a.b.c:1")]
+        {
             assert_eq!(check(&asked(wanted), &granted(level)), Ok(()));
         }
     }
