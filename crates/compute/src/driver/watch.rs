@@ -130,6 +130,10 @@ async fn ended<E: Engine>(
     let advice = advice(inner, record, since, at).await;
     inner
         .change(record.id, move |record| {
+            // Whoever ended the container may have said why already.
+            if !matches!(record.life, Life::Running(_)) {
+                return Ok(());
+            }
             if before_reboot {
                 return record.step(Step::Interrupted);
             }

@@ -11,7 +11,7 @@ use peer_proto::code::{Code, Problem};
 use peer_proto::deploy::{Destination, Egress, Host};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::attach::{plan_of, taken_ranges};
 use super::resolver::message::Policy;
@@ -29,6 +29,10 @@ use crate::room::Inner;
 const COMPARE: Duration = Duration::from_secs(2);
 /// How long after a failed test the next one is made.
 const TEST_AGAIN: Duration = Duration::from_secs(30);
+/// How often rules are given before the wall counts as down. The guard stands meanwhile.
+const ATTEMPTS: u32 = 5;
+/// The pause before rules are given again.
+const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(100);
 /// Requests of resolvers that may wait.
 const ADMISSIONS_WAITING: usize = 256;
 /// Most addresses that are admitted at a time, over all networks.
@@ -166,10 +170,31 @@ impl<E: Engine> Keeper<E> {
             .map(|(admission, until)| (*admission, Some(until.saturating_duration_since(now).as_secs().max(1))));
         let mut full = wanted.clone();
         full.admitted.extend(for_a_while);
-        self.inner.engine.filter(&FilterOrder::Replace(full)).await?;
-        let listing = self.inner.engine.filter(&report).await?;
+        let listing = self.replace(full).await?;
         self.applied = Some((wanted, listing));
         Ok(())
+    }
+
+    /// Replaces the rules, and gives how the packet filter lists them. Whoever reloads a firewall may take ours away between
+    /// the order and the report: that is no reason to end what runs before it was tried again.
+    async fn replace(&self, rules: Ruleset) -> Result<String, EngineError> {
+        let report = FilterOrder::Report(rules.tag);
+        let order = FilterOrder::Replace(rules);
+        let mut attempt = 1;
+        loop {
+            let replaced = match self.inner.engine.filter(&order).await {
+                Ok(_) => self.inner.engine.filter(&report).await,
+                Err(error) => Err(error),
+            };
+            match replaced {
+                Err(EngineError::Problem(problem)) if attempt < ATTEMPTS => {
+                    tracing::warn!(%problem, attempt, "the rules around containers' networks are put back once more");
+                    attempt += 1;
+                    sleep(BETWEEN_ATTEMPTS).await;
+                }
+                ended => return ended,
+            }
+        }
     }
 
     /// Starts and ends resolvers.
