@@ -82,7 +82,7 @@ fn frames() -> io::Result<()> {
         architecture: "amd64".into(),
         isolation: None,
     };
-    write_frame(2, "capacity", &frame::encode(&Answer::Capacity(capacity)))?;
+    write_frame(2, "capacity", &frame::encode(&Answer::Capacity(Box::new(capacity))))?;
     write_frame(2, "problem", &frame::encode(&Answer::Problem(problem())))?;
     let logs = LogsQuery { deployment: DEPLOYMENT, tail: Some(10), since: Some(NOW), follow: true };
     write_frame(3, "logs", &frame::encode(&logs))?;

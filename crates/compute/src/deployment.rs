@@ -11,6 +11,8 @@
 //!                 └────────────────────────┴─────────────────────────┘
 //! ```
 //!
+//! What starts or runs may also be paused by the machine's owner, who alone lets it go on.
+//!
 //! Every transition is committed before it is announced.
 
 use minicbor::{Decode, Encode};
@@ -67,6 +69,10 @@ pub enum Life {
     /// It does not run, and should.
     #[n(6)]
     Failed(#[n(0)] Problem),
+    /// The machine's owner keeps it from running, for this reason. If its container is frozen, it runs since the given
+    /// moment; else it does not run.
+    #[n(7)]
+    Paused(#[n(0)] Problem, #[n(1)] Option<Timestamp>),
 }
 
 /// What moves a deployment on.
@@ -87,6 +93,12 @@ pub enum Step {
     },
     /// The engine or the host took its container down, and it has to be started again whatever the policy.
     Interrupted,
+    /// Its container, which runs, has been frozen for this reason, or the reason has become another.
+    Freeze(Problem),
+    /// It is kept from running for this reason; its container does not run.
+    Hold(Problem),
+    /// Nothing keeps it from running any more.
+    Resume,
     /// It cannot go on.
     Fail(Problem),
     /// Its owner wants it ended.
@@ -127,6 +139,7 @@ impl Life {
             Self::Stopping => State::Stopping,
             Self::Stopped => State::Stopped,
             Self::Failed(_) => State::Failed,
+            Self::Paused(..) => State::Paused,
         }
     }
 
@@ -139,13 +152,16 @@ impl Life {
             (Self::Starting(_), Step::Started(at)) => Self::Running(at),
             (Self::Running(_), Step::Interrupted) => Self::Starting(None),
             (Self::Running(since), Step::Ended { exit_code, at }) => after_end(*since, exit_code, at, restarts),
-            (
-                Self::Pending | Self::Fetching | Self::Starting(_) | Self::Running(_) | Self::Stopping,
-                Step::Fail(problem),
-            ) => Self::Failed(problem),
-            (Self::Pending | Self::Fetching | Self::Starting(_) | Self::Running(_) | Self::Stopping, Step::Stop) => {
-                Self::Stopping
+            (Self::Running(since) | Self::Paused(_, Some(since)), Step::Freeze(problem)) => {
+                Self::Paused(problem, Some(*since))
             }
+            (Self::Starting(_) | Self::Running(_) | Self::Paused(..), Step::Hold(problem)) => {
+                Self::Paused(problem, None)
+            }
+            (Self::Paused(_, Some(since)), Step::Resume) => Self::Running(*since),
+            (Self::Paused(_, None), Step::Resume) => Self::Starting(None),
+            (state, Step::Fail(problem)) if state.state().holds_share() => Self::Failed(problem),
+            (state, Step::Stop) if state.state().holds_share() => Self::Stopping,
             (Self::Stopping, Step::StopDone | Step::Ended { .. }) => Self::Stopped,
             (Self::Stopped | Self::Failed(_), Step::Start) => Self::Pending,
             (state, step) => return Err(WrongStep { state: state.state(), step }),
@@ -209,6 +225,7 @@ mod tests {
             Just(Life::Stopping),
             Just(Life::Stopped),
             Just(Life::Failed(problem())),
+            any::<Option<u32>>().prop_map(|since| Life::Paused(problem(), since.map(|at| Timestamp(at.into())))),
         ]
     }
 
@@ -224,6 +241,9 @@ mod tests {
             Just(Step::StopDone),
             Just(Step::Start),
             Just(Step::Interrupted),
+            Just(Step::Freeze(problem())),
+            Just(Step::Hold(problem())),
+            Just(Step::Resume),
         ]
     }
 
@@ -244,7 +264,12 @@ mod tests {
             let before = life.state();
             if let Ok(after) = life.next(step.clone(), restarts) {
                 if after.state() == State::Running {
-                    prop_assert!(matches!(step, Step::Started(_)) && before == State::Starting);
+                    let started = matches!(step, Step::Started(_)) && before == State::Starting;
+                    let thawed = step == Step::Resume && matches!(life, Life::Paused(_, Some(_)));
+                    prop_assert!(started || thawed);
+                }
+                if before == State::Paused && after.state() != State::Paused {
+                    prop_assert!(matches!(step, Step::Resume | Step::Stop | Step::Fail(_)));
                 }
                 if !before.holds_share() {
                     prop_assert_eq!((step, after.state()), (Step::Start, State::Pending));

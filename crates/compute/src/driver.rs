@@ -3,15 +3,18 @@
 //! It is level-triggered: each round reads the row, looks at the engine where it must, makes one durable step, and begins
 //! again. A crash between any two lines is therefore the same as a pause: the next start reads the row and goes on.
 
+mod pause;
 mod start;
 mod tidy;
 mod watch;
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use peer_proto::code::Problem;
 use peer_proto::id::DeploymentId;
-use peer_state::database::DatabaseError;
+use peer_state::database::{DatabaseError, Tx};
+use peer_trust::pause as hold;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
@@ -107,10 +110,22 @@ pub(crate) async fn fail<E: Engine>(inner: &Inner<E>, id: DeploymentId, problem:
 }
 
 async fn round<E: Engine>(inner: &Inner<E>, id: DeploymentId, wake: &Notify) -> Result<Round, Trouble> {
-    let Some(record) = inner.database.write(move |tx| record::find(tx, id)).await? else {
-        return Ok(Round::Gone);
-    };
+    let now = (inner.options.clock)();
+    let found = inner.database.write(move |tx| -> Result<_, DatabaseError> {
+        let Some(record) = record::find(tx, id)? else { return Ok(None) };
+        let hold = hold::of_deployment(tx, &record.owner, id, now)?;
+        Ok(Some((record, hold)))
+    });
+    let Some((record, hold)) = found.await? else { return Ok(Round::Gone) };
+    let hold = if inner.closed.load(Ordering::SeqCst) { Some(hold::emergency()) } else { hold };
     match (record.wanted, &record.life) {
+        (Wanted::Running, Life::Starting(_) | Life::Running(_)) if let Some(hold) = hold => {
+            pause::pause(inner, &record, &hold).await
+        }
+        (Wanted::Running, Life::Paused(_, since)) => match hold {
+            Some(hold) => pause::keep(inner, &record, *since, &hold).await,
+            None => pause::resume(inner, &record, *since).await,
+        },
         (Wanted::Removed, Life::Stopped | Life::Failed(_)) => remove(inner, &record).await,
         (_, Life::Stopping) => end(inner, &record).await,
         (Wanted::Restarted, Life::Stopped | Life::Failed(_)) => start_again(inner, id).await,
@@ -118,7 +133,7 @@ async fn round<E: Engine>(inner: &Inner<E>, id: DeploymentId, wake: &Notify) -> 
         (Wanted::Running, Life::Pending | Life::Fetching) => fetch(inner, &record, wake).await,
         (Wanted::Running, Life::Starting(not_before)) => start::start(inner, &record, *not_before).await,
         (Wanted::Running, Life::Running(since)) => watch::watch(inner, &record, *since, wake).await,
-        (_, Life::Pending | Life::Fetching | Life::Starting(_) | Life::Running(_)) => {
+        (_, Life::Pending | Life::Fetching | Life::Starting(_) | Life::Running(_) | Life::Paused(..)) => {
             inner.change(id, |record| record.step(Step::Stop)).await?;
             Ok(Round::Again)
         }
@@ -205,10 +220,22 @@ impl<E: Engine> Inner<E> {
     where
         F: FnOnce(&mut Record) -> Result<(), Problem> + Send + 'static,
     {
+        self.change_if(id, |_, _| Ok(true), change).await
+    }
+
+    /// The same, unless `check` finds in the same transaction that it must not be so.
+    async fn change_if<C, F>(&self, id: DeploymentId, check: C, change: F) -> Result<(), Trouble>
+    where
+        C: FnOnce(&Tx<'_>, &Record) -> Result<bool, DatabaseError> + Send + 'static,
+        F: FnOnce(&mut Record) -> Result<(), Problem> + Send + 'static,
+    {
         let changed = self
             .database
             .write(move |tx| -> Result<_, Trouble> {
                 let Some(mut record) = record::find(tx, id)? else { return Ok(None) };
+                if !check(tx, &record)? {
+                    return Ok(None);
+                }
                 change(&mut record)?;
                 record::update(tx, &record)?;
                 peer_trust::replay::record_outcome(tx, &record.owner, &record.request, &outcome(&record))?;

@@ -95,6 +95,12 @@ pub trait Engine: Send + Sync + 'static {
     /// Kills the container. One that has ended already is no error.
     fn kill(&self, id: &ContainerId) -> impl Future<Output = Result<(), EngineError>> + Send;
 
+    /// Freezes every process of the container, which keeps its memory. One that is frozen already is no error.
+    fn pause(&self, id: &ContainerId) -> impl Future<Output = Result<(), EngineError>> + Send;
+
+    /// Lets a frozen container go on. One that is not frozen is no error.
+    fn unpause(&self, id: &ContainerId) -> impl Future<Output = Result<(), EngineError>> + Send;
+
     /// Kills and removes the container with its anonymous volumes. One that is gone already is no error.
     fn remove(&self, id: &ContainerId) -> impl Future<Output = Result<(), EngineError>> + Send;
 
@@ -277,6 +283,7 @@ pub struct PullProgress {
 
 /// A container as the engine reports it.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts as the engine reports them")]
 pub struct ContainerFacts {
     /// Its id.
     pub id: ContainerId,
@@ -284,8 +291,10 @@ pub struct ContainerFacts {
     pub name: String,
     /// Its image.
     pub image: Option<Digest>,
-    /// Whether it runs.
+    /// Whether it runs, frozen or not.
     pub running: bool,
+    /// Whether it runs and is frozen.
+    pub frozen: bool,
     /// Whether it was made and never started.
     pub created: bool,
     /// Its first process on the host, while it runs.
@@ -315,7 +324,7 @@ pub struct ContainerSummary {
     pub id: ContainerId,
     /// Its name.
     pub name: String,
-    /// Whether it runs.
+    /// Whether it runs, frozen or not.
     pub running: bool,
     /// Its labels. They are never proof of anything: our database is.
     pub labels: std::collections::HashMap<String, String>,

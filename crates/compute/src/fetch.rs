@@ -23,6 +23,7 @@ use crate::profile;
 use crate::record::Record;
 use crate::room::{Inner, Options, Room, database_problem};
 
+pub use self::stock::IMAGES_PER_OWNER;
 pub(crate) use self::stock::clean_images;
 pub(crate) use self::transfers::Transfers;
 pub use self::transfers::{Attendance, IncomingLayer};

@@ -6,7 +6,9 @@ use peer_proto::deploy::Limits;
 use peer_proto::grant::DeployGrant;
 use peer_proto::query::Capacity;
 use peer_proto::unit::{ByteSize, Millicores};
+use peer_state::database::{DatabaseError, Tx};
 use peer_trust::authorise::Held;
+use peer_trust::limits;
 use peer_trust::refusal::Refusal;
 
 use crate::record::Record;
@@ -20,6 +22,16 @@ pub struct Offer {
     pub memory: u64,
     /// Deployments that hold a share at one time.
     pub containers: u32,
+}
+
+/// What this machine offers now: what its owner has set, and else what its settings say.
+pub fn offer(tx: &Tx<'_>, settings: Offer) -> Result<Offer, DatabaseError> {
+    let set = limits::load(tx)?;
+    Ok(Offer {
+        cpu: set.cpu.map_or(settings.cpu, |cpu| cpu.get().into()),
+        memory: set.memory.map_or(settings.memory, ByteSize::get),
+        containers: set.containers.unwrap_or(settings.containers),
+    })
 }
 
 /// Most deployments that a peer with this grant may have here, running or not.

@@ -117,17 +117,27 @@ pub(crate) fn take_back(tx: &Tx<'_>, owner: &PeerId, digest: Digest) -> Result<(
     Ok(())
 }
 
-/// Bytes of the images of `owner` that its deployments use, or that have just come, other than `except`.
-pub(crate) fn in_use(tx: &Tx<'_>, owner: &PeerId, except: Digest, now: Timestamp) -> Result<u64, DatabaseError> {
+/// Bytes of the images of `owner`, or of all, that deployments use, or that have just come, other than `except`.
+pub(crate) fn in_use(
+    tx: &Tx<'_>,
+    owner: Option<&PeerId>,
+    except: Option<Digest>,
+    now: Timestamp,
+) -> Result<u64, DatabaseError> {
     let images = images_of(tx, owner, now)?;
     Ok(images
         .iter()
-        .filter(|image| image.used && image.digest != except)
+        .filter(|image| image.used && Some(image.digest) != except)
         .fold(0, |sum: u64, image| sum.saturating_add(image.size)))
 }
 
-/// Gives up images that `owner` does not use, oldest first, until the rest has at most `max` bytes. Says how many.
-pub(crate) fn give_up(tx: &Tx<'_>, owner: &PeerId, max: u64, now: Timestamp) -> Result<usize, DatabaseError> {
+/// Bytes of the images of `owner`, or of all, whether they are in use or not.
+pub(crate) fn size_of(tx: &Tx<'_>, owner: Option<&PeerId>, now: Timestamp) -> Result<u64, DatabaseError> {
+    Ok(images_of(tx, owner, now)?.iter().fold(0, |sum: u64, image| sum.saturating_add(image.size)))
+}
+
+/// Gives up images that `owner`, or nobody, uses, oldest first, until the rest has at most `max` bytes. Says how many.
+pub(crate) fn give_up(tx: &Tx<'_>, owner: Option<&PeerId>, max: u64, now: Timestamp) -> Result<usize, DatabaseError> {
     let images = images_of(tx, owner, now)?;
     let mut sum = images.iter().fold(0, |sum: u64, image| sum.saturating_add(image.size));
     let mut given_up = 0;
@@ -135,7 +145,10 @@ pub(crate) fn give_up(tx: &Tx<'_>, owner: &PeerId, max: u64, now: Timestamp) -> 
         if sum <= max {
             break;
         }
-        disown(tx, owner, image.digest)?;
+        match owner {
+            Some(owner) => disown(tx, owner, image.digest)?,
+            None => drop(tx.execute("DELETE FROM image_owner WHERE digest = ?1", [image.digest.0])?),
+        }
         sum = sum.saturating_sub(image.size);
         given_up += 1;
     }
@@ -149,14 +162,14 @@ struct Counted {
     used: bool,
 }
 
-fn images_of(tx: &Tx<'_>, owner: &PeerId, now: Timestamp) -> Result<Vec<Counted>, DatabaseError> {
+fn images_of(tx: &Tx<'_>, owner: Option<&PeerId>, now: Timestamp) -> Result<Vec<Counted>, DatabaseError> {
     let mut statement = tx.prepare_cached(
-        "SELECT image.digest, size, last_used_at,
-            EXISTS (SELECT 1 FROM deployment WHERE deployment.image = image.digest AND deployment.owner = ?1)
-         FROM image JOIN image_owner ON image_owner.digest = image.digest
-         WHERE image_owner.owner = ?1 ORDER BY last_used_at",
+        "SELECT digest, size, last_used_at,
+            EXISTS (SELECT 1 FROM deployment WHERE deployment.image = digest AND ifnull(deployment.owner = ?1, 1))
+         FROM image WHERE ?1 IS NULL OR digest IN (SELECT digest FROM image_owner WHERE owner = ?1)
+         ORDER BY last_used_at",
     )?;
-    let rows = statement.query_map([owner.to_bytes()], |row| {
+    let rows = statement.query_map([owner.map(|owner| owner.to_bytes())], |row| {
         let fresh = now.since(Timestamp(row.get(2)?)) < FRESH_MILLISECONDS;
         Ok(Counted { digest: Digest(row.get(0)?), size: row.get(1)?, used: row.get::<_, bool>(3)? || fresh })
     })?;

@@ -11,6 +11,7 @@ use peer_proto::unit::Timestamp;
 use peer_state::database::{DatabaseError, Schema, Tx};
 use peer_state::rusqlite::types::ValueRef;
 use peer_state::rusqlite::{self, Row, params};
+use peer_trust::pause;
 
 use crate::deployment::{Life, Restarts, Step, Wanted};
 use crate::possession;
@@ -106,7 +107,7 @@ impl Record {
     /// As its owner sees it. Health and public address are not stored; whoever knows them fills them in.
     pub fn status(&self) -> Status {
         let problem = match &self.life {
-            Life::Failed(problem) => Some(problem.clone()),
+            Life::Failed(problem) | Life::Paused(problem, _) => Some(problem.clone()),
             Life::Stopping | Life::Stopped => self.reason.clone(),
             _ => None,
         };
@@ -285,6 +286,7 @@ pub(crate) fn kept(tx: &Tx<'_>, id: DeploymentId) -> Result<Option<(PeerId, Vec<
 pub(crate) fn delete(tx: &Tx<'_>, id: DeploymentId) -> Result<(), DatabaseError> {
     tx.execute("DELETE FROM kept_request WHERE deployment = ?1", [id.0])?;
     tx.execute("DELETE FROM container WHERE deployment = ?1", [id.0])?;
+    pause::clear(tx, &pause::Subject::Deployment(id))?;
     tx.execute("DELETE FROM deployment WHERE id = ?1", [id.0])?;
     Ok(())
 }

@@ -4,10 +4,14 @@
 //! public addresses, transfers under way) is made again after one. Each deployment has one task that moves it towards what
 //! its owner wants ([`crate::driver`]); whoever changes a row wakes that task.
 
+mod capacity;
+pub mod emergency;
 mod intent;
+mod paused;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,18 +19,17 @@ use peer_proto::PeerId;
 use peer_proto::code::{Code, Problem};
 use peer_proto::deploy::{Health, Isolation, Request, RuntimeName, State, Status};
 use peer_proto::id::DeploymentId;
-use peer_proto::query::{Capacity, Usage};
+use peer_proto::query::Usage;
 use peer_proto::unit::{ByteSize, Port, Timestamp};
 use peer_state::database::{Database, DatabaseError, Tx};
 use peer_trust::authorise::{Held, Share};
-use peer_trust::peers::PeerRecord;
 use tokio::sync::{Notify, broadcast};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::connector::Namespace;
-use crate::deployment::Wanted;
+use crate::deployment::{Life, Wanted};
 use crate::driver;
 use crate::engine::{ContainerFacts, Engine, EngineError, EngineFacts, LogOptions, LogStream};
 use crate::fetch::Transfers;
@@ -100,6 +103,13 @@ pub struct Endpoint {
     pub closed: CancellationToken,
 }
 
+/// A deployment that is kept from running, as far as visitors are concerned.
+#[derive(Debug, Clone)]
+pub(crate) struct Paused {
+    publish: bool,
+    problem: Problem,
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Live {
     pub(crate) wake: Arc<Notify>,
@@ -112,6 +122,8 @@ pub(crate) struct Live {
     pub(crate) open: Option<DropGuard>,
     /// The moment before which it is not started again, and when that is by the monotonic clock.
     pub(crate) due: Option<(Timestamp, Instant)>,
+    /// Why it is paused, once that has been announced.
+    paused: Option<Paused>,
     health: Option<Health>,
     url: Option<String>,
 }
@@ -126,6 +138,8 @@ pub(crate) struct Inner<E> {
     pub(crate) transfers: Transfers,
     pub(crate) wall: Wall,
     pub(crate) cancel: CancellationToken,
+    /// Whether the machine was closed in an emergency.
+    pub(crate) closed: AtomicBool,
     /// Asks for a look at leftovers before the next one is due.
     pub(crate) untidy: Notify,
     /// What the engine said of itself last; none before it has answered for the first time.
@@ -160,6 +174,7 @@ impl<E: Engine> Room<E> {
             transfers,
             options,
             cancel: CancellationToken::new(),
+            closed: AtomicBool::new(false),
             untidy: Notify::new(),
             known_engine: Mutex::default(),
             live: Mutex::default(),
@@ -265,11 +280,6 @@ impl<E: Engine> Room<E> {
         self.inner.live().get(&id)?.endpoint.clone()
     }
 
-    /// All deployments that run and expose a port.
-    pub fn endpoints(&self) -> Vec<(DeploymentId, Endpoint)> {
-        self.inner.live().iter().filter_map(|(id, live)| Some((*id, live.endpoint.clone()?))).collect()
-    }
-
     /// The deployment's port, for its owner, who must name it right.
     pub async fn owned_endpoint(&self, owner: PeerId, id: DeploymentId, port: Port) -> Result<Endpoint, Problem> {
         let record = self.owned(owner, id).await?;
@@ -283,6 +293,9 @@ impl<E: Engine> Room<E> {
                 return Err(Problem::new(Code::PortClosed, message));
             }
             Some(_) => {}
+        }
+        if let Life::Paused(problem, _) = record.life {
+            return Err(problem);
         }
         self.endpoint(id).ok_or_else(|| {
             let message = format!("the deployment is {}, not running; start it first", record.life.state());
@@ -331,26 +344,6 @@ impl<E: Engine> Room<E> {
 
     async fn container(&self, id: DeploymentId) -> Result<Option<ContainerFacts>, Problem> {
         self.inner.engine.inspect(&container_name(&id)).await.map_err(|error| error.problem())
-    }
-
-    /// What a peer may still use of what it is granted.
-    pub async fn capacity(&self, peer: &PeerRecord, architecture: &str) -> Result<Capacity, DatabaseError> {
-        let records = self.all().await?;
-        let mine = ledger::held(&records, Some(&peer.peer));
-        let now = (self.inner.options.clock)();
-        let granted = peer.grants.deploy.clone().filter(|grant| grant.is_live(now));
-        // What others hold is left out: it is not this peer's business. Without a grant, so is the machine's size.
-        let nothing = Offer { cpu: 0, memory: 0, containers: 0 };
-        let offer = if granted.is_some() { self.inner.options.offer } else { nothing };
-        let isolation = granted.as_ref().and_then(|_| self.inner.known_engine()).map(|engine| isolation::of(&engine));
-        Ok(Capacity { isolation, ..ledger::free(granted, offer, mine, mine, architecture) })
-    }
-
-    /// What this machine offers in sum, and what is left of it.
-    pub async fn offered(&self, architecture: &str) -> Result<Capacity, DatabaseError> {
-        let all = ledger::held(&self.all().await?, None);
-        let isolation = self.inner.known_engine().map(|engine| isolation::of(&engine));
-        Ok(Capacity { isolation, ..ledger::free(None, self.inner.options.offer, Held::default(), all, architecture) })
     }
 
     /// Every image that peers brought here.
@@ -432,10 +425,13 @@ impl<E> Inner<E> {
             let isolation = isolation::of(&engine);
             Isolation { runtime: asked.map_or(isolation.runtime, RuntimeName::to_string), ..isolation }
         });
-        if let Some(live) = self.live().get(&record.id)
-            && status.state == State::Running
-        {
-            status.url.clone_from(&live.url);
+        if let Some(live) = self.live().get(&record.id) {
+            if matches!(status.state, State::Running | State::Paused) {
+                status.url.clone_from(&live.url);
+            }
+            if status.state != State::Running {
+                return status;
+            }
             status.health = record.specification.health.as_ref().map(|_| live.health.unwrap_or(Health::Unknown));
         }
         status
@@ -443,11 +439,19 @@ impl<E> Inner<E> {
 
     /// Tells everybody about a committed row. What may not be reached any more is closed first.
     pub(crate) fn announce(&self, record: &Record) {
-        if record.life.state() != State::Running
-            && let Some(live) = self.live().get_mut(&record.id)
-        {
-            (live.judged, live.endpoint, live.health, live.url) = (false, None, None, None);
-            live.open = None;
+        if let Some(live) = self.live().get_mut(&record.id) {
+            live.paused = match &record.life {
+                Life::Paused(problem, _) => {
+                    let publish = record.specification.publish && record.specification.expose.is_some();
+                    Some(Paused { publish, problem: problem.clone() })
+                }
+                _ => None,
+            };
+            if record.life.state() != State::Running {
+                (live.judged, live.endpoint, live.health, live.open) = (false, None, None, None);
+                // A paused deployment keeps its name.
+                live.url.take_if(|_| live.paused.is_none());
+            }
         }
         let change = Change { id: record.id, owner: record.owner, status: Some(self.status(record)) };
         // Nobody may be listening.

@@ -28,6 +28,8 @@ pub enum Page {
     NoSuchName,
     /// The deployment was stopped.
     Stopped,
+    /// The deployment is paused by the owner of its machine.
+    Paused,
     /// The machine that serves the name is not connected.
     ProviderOffline,
     /// The machine that serves the name is not able to take this visit now.
@@ -91,6 +93,7 @@ impl Page {
     fn retry_after(self) -> Option<u64> {
         match self {
             Self::TooManyRequests(wait) => Some(wait.as_secs() + 1),
+            Self::Paused => Some(60),
             Self::ProviderOffline => Some(10),
             Self::ProviderBusy | Self::ShuttingDown => Some(1),
             _ => None,
@@ -140,6 +143,12 @@ impl Page {
                 "stopped",
                 "Stopped",
                 "What was published under this name has been stopped by its owner.",
+            ),
+            Self::Paused => page(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "paused",
+                "Paused",
+                "The owner of the machine that serves this name has paused it. Nothing is lost. Try again later.",
             ),
             Self::ProviderOffline => page(
                 StatusCode::SERVICE_UNAVAILABLE,

@@ -206,6 +206,7 @@ fn open_page(lease: &Lease, error: &OpenError) -> Page {
 fn refusal_page(code: Code) -> Page {
     match code {
         Code::NoSuchDeployment | Code::WrongState | Code::ContainerExited => Page::Stopped,
+        Code::Paused => Page::Paused,
         Code::PortClosed => Page::DeploymentFailed,
         Code::Timeout => Page::DeploymentTimedOut,
         Code::TooManyRequests | Code::NoCapacity | Code::ShuttingDown => Page::ProviderBusy,

@@ -6,11 +6,14 @@
 mod audit;
 mod deployments;
 mod doctor;
+mod emergency;
 mod events;
 mod gateways;
 mod identity;
 mod images;
 mod invitations;
+mod limits;
+mod pause;
 mod peers;
 mod socket;
 mod status;
@@ -135,6 +138,9 @@ fn router(daemon: Arc<Daemon>, stop: CancellationToken) -> Router {
         .merge(peers::routes())
         .merge(invitations::routes())
         .merge(gateways::routes())
+        .merge(limits::routes())
+        .merge(pause::routes())
+        .merge(emergency::routes())
         .merge(audit::routes())
         .merge(status::routes())
         .merge(doctor::routes())

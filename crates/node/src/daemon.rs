@@ -24,7 +24,7 @@ use peer_trust::trust::{Snapshot, Trust};
 use peer_trust::{floor, kept};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::RwLock;
+use tokio::sync::{RwLock, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -32,7 +32,9 @@ pub use self::identity::PassphraseFileError;
 use self::identity::Slot;
 use crate::api::{self, ServeError};
 use crate::attempts::Attempts;
+use crate::bandwidth::Bandwidth;
 use crate::clock;
+use crate::emergency;
 use crate::gateways::{self, Gateways};
 use crate::metrics::Metrics;
 use crate::node::{Node, StartError};
@@ -103,6 +105,8 @@ pub struct Daemon {
     pub run: Arc<Run>,
     /// What each peer may ask of this machine.
     pub quotas: Arc<Quotas>,
+    /// Bytes per second of peers.
+    pub bandwidth: Arc<Bandwidth>,
     /// Refused requests, counted for the audit log.
     pub refused: Arc<Refused>,
     /// The gateways that this machine serves through.
@@ -113,6 +117,8 @@ pub struct Daemon {
     pub metrics: Metrics,
     /// When the daemon began.
     pub started_at: Timestamp,
+    /// Whether the machine was closed in an emergency: nobody may connect then.
+    pub closed: watch::Sender<bool>,
     /// Tasks that outlive the request that began them.
     pub tasks: TaskTracker,
     /// Ends those tasks.
@@ -138,7 +144,10 @@ impl Daemon {
             check_filled(&settings, &data_dir, &database, started_at)?;
         }
         database.write_blocking(|tx| end_untrusted(tx, &trust.snapshot(), started_at))?;
+        let closed = database.write_blocking(emergency::is_closed)?;
+        let bounds = database.write_blocking(peer_trust::limits::load)?;
         let daemon = Arc::new(Self {
+            bandwidth: Arc::new(Bandwidth::new(trust.watch(), bounds.bandwidth)),
             quotas: Arc::new(Quotas::new(settings.rates)),
             refused: Arc::default(),
             settings,
@@ -150,6 +159,7 @@ impl Daemon {
             notices: Notices::default(),
             metrics: Metrics::new(started_at),
             started_at,
+            closed: watch::Sender::new(closed),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
             node: RwLock::new(Slot::Empty),

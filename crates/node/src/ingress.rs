@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures::{AsyncRead, AsyncReadExt as _};
 use peer_compute::engine::docker::DockerEngine;
-use peer_compute::room::{Change, Room};
+use peer_compute::room::{Change, Endpoint, Room};
 use peer_net::exchange::{Deadline, ExchangeError, read_frame, write_frame};
 use peer_net::{InboundStream, Network, OpenError, Options, Stream, Traffic, back_off};
 use peer_proto::PeerId;
@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::bandwidth::{Bandwidth, Pace};
 use crate::dispatch::{CONNECT_DEADLINE, join_streams};
 use crate::notices::Notices;
 use crate::protocols;
@@ -61,11 +62,20 @@ pub struct TunnelState {
     pub last_error: Option<String>,
 }
 
+/// What each owner's visitors may take of this machine.
+#[derive(Debug, Clone)]
+pub struct Shares {
+    /// Connections into containers.
+    pub quotas: Arc<Quotas>,
+    /// Bytes per second.
+    pub bandwidth: Arc<Bandwidth>,
+}
+
 /// Leases and visits of this machine.
 #[derive(Debug, Clone)]
 pub struct Ingress {
     room: Option<Room<DockerEngine>>,
-    quotas: Arc<Quotas>,
+    shares: Shares,
     leases: Arc<watch::Sender<Leases>>,
     tunnels: Arc<watch::Sender<BTreeMap<PeerId, TunnelState>>>,
 }
@@ -77,11 +87,11 @@ impl Ingress {
         room: Option<Room<DockerEngine>>,
         gateways: watch::Receiver<Arc<Vec<PeerId>>>,
         notices: Notices,
-        quotas: Arc<Quotas>,
+        shares: Shares,
         tasks: &TaskTracker,
         cancel: &CancellationToken,
     ) -> Self {
-        let ingress = Self { room: room.clone(), quotas, leases: Arc::default(), tunnels: Arc::default() };
+        let ingress = Self { room: room.clone(), shares, leases: Arc::default(), tunnels: Arc::default() };
         if let Some(room) = room {
             let keeper = Keeper { network, room, ingress: ingress.clone(), notices };
             tasks.spawn(cancel.clone().run_until_cancelled_owned(keep_all(keeper, gateways)));
@@ -139,29 +149,35 @@ impl Ingress {
         if let Err(problem) = &connected {
             tracing::info!(%gateway, deployment = %header.deployment, %problem, "visit refused");
         }
-        let (connected, closed) = match connected {
-            Ok((container, closed)) => (Ok(container), closed),
-            Err(problem) => (Err(problem), CancellationToken::new()),
+        let (connected, endpoint) = match connected {
+            Ok((container, endpoint)) => (Ok(container), Some(endpoint)),
+            Err(problem) => (Err(problem), None),
         };
-        // Dropping the stream resets it, which the gateway tells its visitor.
-        closed.run_until_cancelled(join_streams(stream, connected)).await.unwrap_or(Err(ExchangeError::Ended))
+        let closed = endpoint.as_ref().map(|endpoint| endpoint.closed.clone()).unwrap_or_default();
+        // It is the deployment's owner who brings visitors.
+        let pace = Pace::of(&self.shares.bandwidth, endpoint.map_or(gateway, |endpoint| endpoint.owner));
+        // Dropping the stream resets it, which the gateway tells its visitor: one of what is stopped or paused must not wait for a program that says nothing.
+        closed.run_until_cancelled(join_streams(stream, connected, &pace)).await.unwrap_or(Err(ExchangeError::Ended))
     }
 
     async fn connect(
         &self,
         gateway: PeerId,
         header: &VisitHeader,
-    ) -> Result<(tokio::net::TcpStream, CancellationToken), Problem> {
+    ) -> Result<(tokio::net::TcpStream, Endpoint), Problem> {
         // A gateway that was never given the lease is told the same as one that names nothing at all.
         let absent = || Problem::new(Code::NoSuchDeployment, "no such deployment is served here");
         let leased = self.leases.borrow().get(&(gateway, header.deployment)).is_some_and(Result::is_ok);
         let room = self.room.as_ref().filter(|_| leased).ok_or_else(absent)?;
+        if let Some(problem) = room.paused(header.deployment) {
+            return Err(problem);
+        }
         let endpoint = room.endpoint(header.deployment).filter(|endpoint| endpoint.publish).ok_or_else(absent)?;
         // Whoever visits: one owner's containers that answer slowly must not keep those of others waiting.
-        let share = self.quotas.of(endpoint.owner);
+        let share = self.shares.quotas.of(endpoint.owner);
         let _turn = share.connect().await;
         let connected = endpoint.namespace.connect(endpoint.port, CONNECT_DEADLINE).await;
-        Ok((connected.map_err(|error| error.problem())?, endpoint.closed))
+        connected.map(|container| (container, endpoint.clone())).map_err(|error| error.problem())
     }
 }
 
@@ -254,8 +270,7 @@ async fn hold(keeper: &Keeper, gateway: PeerId, mut stream: Stream) -> TunnelEnd
 
 /// Releases and registers what has changed; says whether the gateway refuses a name that we want.
 async fn agree(keeper: &Keeper, gateway: PeerId, retry: bool, stream: &mut Stream) -> Result<bool, ExchangeError> {
-    let published = |(id, endpoint): (DeploymentId, peer_compute::room::Endpoint)| endpoint.publish.then_some(id);
-    let wanted: Vec<_> = keeper.room.endpoints().into_iter().filter_map(published).collect();
+    let wanted = keeper.room.published();
     let held: BTreeMap<DeploymentId, bool> = {
         let leases = keeper.ingress.leases.borrow();
         leases.iter().filter(|((at, _), _)| *at == gateway).map(|((_, id), lease)| (*id, lease.is_ok())).collect()

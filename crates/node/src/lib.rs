@@ -5,11 +5,13 @@
 
 pub mod api;
 mod attempts;
+pub mod bandwidth;
 pub mod card;
 pub mod cli;
 pub mod clock;
 pub mod daemon;
 pub mod dispatch;
+mod emergency;
 pub mod gateways;
 pub mod health;
 pub mod ingress;

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::daemon::Daemon;
-use crate::ingress::Ingress;
+use crate::ingress::{Ingress, Shares};
 use crate::introduction::Introductions;
 use crate::policy::Inputs;
 use crate::refusals::{Source, refused_connections};
@@ -83,6 +83,7 @@ impl Node {
             trust: daemon.trust.clone(),
             gateways: daemon.gateways.clone(),
             answered: introductions.watch(),
+            closed: daemon.closed.subscribe(),
             me: identity.key.peer_id(),
         };
         let (sender, policy) = watch::channel(Arc::new(inputs.policy()));
@@ -100,10 +101,16 @@ impl Node {
             }
         };
         let gateways = daemon.gateways.watch_peers();
-        let (notices, quotas) = (daemon.notices.clone(), daemon.quotas.clone());
-        let ingress = Ingress::start(network.clone(), room.clone(), gateways, notices, quotas, &tasks, &stop);
-        let requester =
-            Requester::new(network.clone(), identity.key.clone(), daemon.database.clone(), daemon.trust.clone());
+        let notices = daemon.notices.clone();
+        let shares = Shares { quotas: daemon.quotas.clone(), bandwidth: daemon.bandwidth.clone() };
+        let ingress = Ingress::start(network.clone(), room.clone(), gateways, notices, shares, &tasks, &stop);
+        let requester = Requester::new(
+            network.clone(),
+            identity.key.clone(),
+            daemon.database.clone(),
+            daemon.trust.clone(),
+            daemon.closed.subscribe(),
+        );
         let node = Arc::new(Self {
             identity,
             network,

@@ -56,6 +56,8 @@ pub struct Inputs {
     pub gateways: Gateways,
     /// One-time keys of invitations that are being answered.
     pub answered: watch::Receiver<Answered>,
+    /// Whether the machine was closed in an emergency.
+    pub closed: watch::Receiver<bool>,
     /// Ourselves.
     pub me: PeerId,
 }
@@ -63,6 +65,9 @@ pub struct Inputs {
 impl Inputs {
     /// The policy now.
     pub fn policy(&self) -> Policy {
+        if *self.closed.borrow() {
+            return Policy { admitted: HashMap::new() };
+        }
         let answered = self.answered.borrow();
         policy(&self.trust.snapshot(), &self.gateways.list(), &answered, self.me, clock::now())
     }
@@ -75,6 +80,7 @@ impl Inputs {
             peers.mark_unchanged();
             gateways.mark_unchanged();
             self.answered.mark_unchanged();
+            self.closed.mark_unchanged();
             let policy = self.policy();
             sender.send_if_modified(|present| {
                 let changed = **present != policy;
@@ -89,6 +95,7 @@ impl Inputs {
                 changed = peers.changed() => if changed.is_err() { return },
                 changed = gateways.changed() => if changed.is_err() { return },
                 changed = self.answered.changed() => if changed.is_err() { return },
+                changed = self.closed.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep(wait) => {}
             }
         }

@@ -23,6 +23,7 @@ use peer_proto::query::{Answer, Call, Hello, Query};
 use peer_proto::unit::Timestamp;
 use peer_state::database::Database;
 use peer_trust::trust::Trust;
+use tokio::sync::watch;
 
 use crate::protocols;
 use clocks::PeerClocks;
@@ -44,6 +45,7 @@ pub struct Requester {
     trust: Trust,
     uploads: Arc<Mutex<HashMap<RequestHash, Upload>>>,
     clocks: PeerClocks,
+    closed: watch::Receiver<bool>,
 }
 
 /// Layers that a provider waits for.
@@ -54,9 +56,24 @@ struct Upload {
 }
 
 impl Requester {
-    /// Speaks over `network` with the key `identity`.
-    pub fn new(network: Network, identity: peer_proto::identity::Identity, database: Database, trust: Trust) -> Self {
-        Self { network, identity, database, trust, uploads: Arc::default(), clocks: PeerClocks::default() }
+    /// Speaks over `network` with the key `identity`, and to nobody while `closed` says so.
+    pub fn new(
+        network: Network,
+        identity: peer_proto::identity::Identity,
+        database: Database,
+        trust: Trust,
+        closed: watch::Receiver<bool>,
+    ) -> Self {
+        Self { network, identity, database, trust, uploads: Arc::default(), clocks: PeerClocks::default(), closed }
+    }
+
+    /// Refuses to speak to anybody from a machine that was closed in an emergency.
+    pub fn check_open(&self) -> Result<(), Problem> {
+        if *self.closed.borrow() {
+            let message = "this machine was closed by `peerctl panic`; `peerctl resume` opens it again";
+            return Err(Problem::new(Code::Paused, message));
+        }
+        Ok(())
     }
 
     /// The name that a peer has here, or its PeerId.
@@ -66,6 +83,7 @@ impl Requester {
 
     /// Opens a stream to a peer; a failure is told with the peer's name.
     pub async fn open(&self, peer: PeerId, protocol: Protocol, traffic: Traffic) -> Result<Stream, Problem> {
+        self.check_open()?;
         let opened = self.network.open(peer, protocol, traffic).await;
         opened.map_err(|error| open_problem(&self.name_of(&peer), &error))
     }

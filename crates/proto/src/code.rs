@@ -138,6 +138,8 @@ codes! {
     51 IsolationLacking "isolation_lacking" Refused,
     /// The machine does not offer ways out of containers, or networks between them.
     56 EgressUnavailable "egress_unavailable" Refused,
+    /// The provider's owner has paused it, or it lends itself at other hours.
+    52 Paused "paused" Busy,
 }
 
 impl fmt::Display for Code {

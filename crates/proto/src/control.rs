@@ -12,6 +12,7 @@ use crate::code::Problem;
 use crate::deploy::{RegistryReference, Specification, Status};
 use crate::grant::Grants;
 use crate::id::{DeploymentId, Digest, Name, RequestHash};
+use crate::pause::PauseShown;
 use crate::query::{Capacity, LogLine};
 use crate::unit::Timestamp;
 
@@ -400,6 +401,8 @@ pub struct NodeStatus {
     pub engine: Option<EngineStatus>,
     /// Deployments of others that hold a share of this machine.
     pub hosted: u32,
+    /// What the owner of this machine has paused.
+    pub pauses: Vec<PauseShown>,
     /// What this machine offers in sum.
     pub offered: Capacity,
 }

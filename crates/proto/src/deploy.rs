@@ -103,6 +103,9 @@ pub enum State {
     /// It does not run, and should.
     #[n(6)]
     Failed,
+    /// The owner of the machine keeps it from running; it goes on when he lets it.
+    #[n(7)]
+    Paused,
 }
 
 impl State {
@@ -122,6 +125,7 @@ impl fmt::Display for State {
             Self::Stopping => "stopping",
             Self::Stopped => "stopped",
             Self::Failed => "failed",
+            Self::Paused => "paused",
         })
     }
 }
@@ -159,7 +163,7 @@ pub struct Status {
     /// Where it is in its life.
     #[n(3)]
     pub state: State,
-    /// Why it failed or waits.
+    /// Why it failed or is paused.
     #[n(4)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<Problem>,

@@ -6,6 +6,8 @@ use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
 use crate::deploy::{Capability, EgressGrant};
+use crate::hours::Hours;
+use crate::limits::Bounds;
 use crate::unit::{ByteSize, Millicores, Timestamp};
 
 /// Everything that a peer is allowed here.
@@ -63,6 +65,18 @@ pub struct DeployGrant {
     #[serde(default, skip_serializing_if = "EgressGrant::is_none")]
     #[cbor(default, skip_if = "EgressGrant::is_none")]
     pub egress: EgressGrant,
+    /// Disk for the images that it brings (bytes); as the machine has it, if absent.
+    #[n(8)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_disk: Option<ByteSize>,
+    /// Bytes per second through this machine's daemon, in both directions together; not limited, if absent.
+    #[n(9)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_bandwidth: Option<ByteSize>,
+    /// When its containers may run here, in this machine's local time; always, if absent.
+    #[n(10)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hours: Option<Hours>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde and minicbor call it so")]
@@ -82,7 +96,35 @@ impl DeployGrant {
             root: false,
             writable_root: None,
             egress: EgressGrant::None,
+            max_disk: None,
+            max_bandwidth: None,
+            hours: None,
         }
+    }
+
+    /// What is granted if nobody says how much: one processor, a gibibyte of memory, four deployments.
+    pub fn usual() -> Self {
+        Self::new(Millicores::new(1000).expect("within range"), ByteSize::mebibytes(1024), 4)
+    }
+
+    /// The limits alone, without what is permitted and for how long.
+    pub fn bounds(&self) -> Bounds {
+        Bounds {
+            cpu: Some(self.max_cpu),
+            memory: Some(self.max_memory),
+            containers: Some(self.max_containers),
+            disk: self.max_disk,
+            bandwidth: self.max_bandwidth,
+            hours: self.hours.clone(),
+        }
+    }
+
+    /// Replaces the limits. A grant always bounds processors, memory and deployments: what is absent of these stays.
+    pub fn set_bounds(&mut self, bounds: Bounds) {
+        self.max_cpu = bounds.cpu.unwrap_or(self.max_cpu);
+        self.max_memory = bounds.memory.unwrap_or(self.max_memory);
+        self.max_containers = bounds.containers.unwrap_or(self.max_containers);
+        (self.max_disk, self.max_bandwidth, self.hours) = (bounds.disk, bounds.bandwidth, bounds.hours);
     }
 
     /// Whether the grant still holds at `now`.

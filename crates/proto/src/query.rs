@@ -69,7 +69,7 @@ pub enum Answer {
     Stats(#[n(0)] Usage),
     /// To [`Query::Capacity`].
     #[n(3)]
-    Capacity(#[n(0)] Capacity),
+    Capacity(#[n(0)] Box<Capacity>),
     /// Refused or failed.
     #[n(4)]
     Problem(#[n(0)] Problem),

@@ -12,6 +12,13 @@ use serde::{Deserialize, Serialize};
 #[error("{0}")]
 pub struct UnitError(String);
 
+impl UnitError {
+    /// A quantity that is not what this sentence says it must be.
+    pub fn new(sentence: impl Into<String>) -> Self {
+        Self(sentence.into())
+    }
+}
+
 macro_rules! cbor_through {
     ($type:ty, $read:ident, $write:ident) => {
         impl<C> Encode<C> for $type {

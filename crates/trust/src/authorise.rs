@@ -16,7 +16,7 @@ use crate::refusal::Refusal;
 use crate::refused::Refused;
 use crate::replay::{self, Known};
 use crate::run::Moment;
-use crate::{allowed, detail, floor, kept};
+use crate::{allowed, detail, floor, kept, pause};
 
 /// What a peer's deployments hold at the moment of the decision; counted by the room that runs them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -144,13 +144,16 @@ fn decide(
         let message = "the request was made for an earlier run of the provider's daemon; make it again";
         return Ok(Err(Refusal::new(Code::StaleIncarnation, Threat::V3, message)));
     }
-    Ok(match request.body() {
-        // Ending what one owns needs no grant: whoever loses it must still be able to clean up.
-        Request::Stop(_) | Request::Remove(_) => Ok(()),
-        Request::Deploy(_) | Request::Push(_) | Request::Start(_) | Request::Restart(_) => {
-            within_grant(peer.grants.deploy.as_ref(), moment.now, held, share)
-        }
-    })
+    // Ending what one owns needs no grant: whoever loses it must still be able to clean up.
+    if matches!(request.body(), Request::Stop(_) | Request::Remove(_)) {
+        return Ok(Ok(()));
+    }
+    // Whoever may do nothing here learns nothing of the machine either.
+    if let Err(refusal) = within_grant(peer.grants.deploy.as_ref(), moment.now, held, share) {
+        return Ok(Err(refusal));
+    }
+    let hold = pause::of_owner(tx, &request.signer(), moment.now)?;
+    Ok(hold.map_or(Ok(()), |hold| Err(Refusal { problem: hold.problem, threat: Threat::G6, outcome: None })))
 }
 
 /// Whether a deployment of this owner may be started again without being asked for: a peer needs a live grant for it, that

@@ -20,10 +20,7 @@ fn grants(grants: &Grants) -> String {
         some => format!(" cap={some}"),
     };
     let writable_root = deploy.writable_root.map(|size| format!(" writable-root={size}")).unwrap_or_default();
-    format!(
-        "deploy cpu={} memory={} containers={}{root}{capabilities}{writable_root}{ends}",
-        deploy.max_cpu, deploy.max_memory, deploy.max_containers
-    )
+    format!("deploy {}{root}{capabilities}{writable_root}{ends}", deploy.bounds().in_words())
 }
 
 /// A peer that was added or changed.

@@ -8,6 +8,8 @@ mod detail;
 pub mod floor;
 pub mod kept;
 pub mod key_file;
+pub mod limits;
+pub mod pause;
 pub mod peers;
 pub mod recovery;
 pub mod refusal;
@@ -23,5 +25,14 @@ use peer_state::database::Schema;
 /// This room's tables.
 pub const SCHEMA: Schema = Schema {
     room: "trust",
-    steps: &[peers::TABLES, replay::TABLES, kept::TABLES, floor::TABLES, replay::RUNS, kept::ENDS],
+    steps: &[
+        peers::TABLES,
+        replay::TABLES,
+        kept::TABLES,
+        floor::TABLES,
+        replay::RUNS,
+        kept::ENDS,
+        limits::TABLES,
+        pause::TABLES,
+    ],
 };

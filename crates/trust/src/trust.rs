@@ -7,13 +7,15 @@ use libp2p_identity::PeerId;
 use peer_proto::Multiaddr;
 use peer_proto::card::SignedCard;
 use peer_proto::code::{Code, Problem, Threat};
-use peer_proto::grant::Grants;
+use peer_proto::grant::{DeployGrant, Grants};
 use peer_proto::id::Name;
+use peer_proto::limits::{Bounds, LimitKey};
 use peer_proto::unit::Timestamp;
 use peer_state::audit::{self, Entry, Outcome};
 use peer_state::database::{Database, DatabaseError, Tx};
 use tokio::sync::{Mutex, watch};
 
+use crate::pause::{self, Subject};
 use crate::peers::{self, InvitationRecord, ListError, PeerRecord};
 use crate::{detail, floor, kept};
 
@@ -178,6 +180,7 @@ impl Trust {
     {
         self.change(local(now, "peer removed"), move |tx, list| match list.peers.get(&peer) {
             Some(record) if peers::delete_peer(tx, &peer)? => {
+                pause::clear(tx, &Subject::Peer(peer))?;
                 let (value, more) = and(tx)?;
                 Ok(((record.clone(), value), detail::gone(record, &more)))
             }
@@ -219,6 +222,39 @@ impl Trust {
             let separator = if more.is_empty() { "" } else { "; " };
             let detail = format!("{}{separator}{more}", detail::met(Some(former), &record));
             Ok(((record, value), detail))
+        })
+        .await
+    }
+
+    /// Changes the limits of a peer that may deploy here. Taken back, those that every grant has become what a grant has
+    /// that names none.
+    pub async fn bound(
+        &self,
+        peer: PeerId,
+        set: Bounds,
+        unset: Vec<LimitKey>,
+        now: Timestamp,
+    ) -> Result<PeerRecord, ChangeError> {
+        self.change(local(now, "limits changed"), move |tx, list| {
+            let Some(former) = list.peers.get(&peer) else {
+                return refused(Code::UnknownPeer, format!("{peer} is not in the list"));
+            };
+            let mut record = former.clone();
+            let Some(deploy) = &mut record.grants.deploy else {
+                let name = &former.name;
+                let message =
+                    format!("'{name}' may not deploy here; run first: peerctl peers allow {name} --allow deploy");
+                return refused(Code::NotGranted, message);
+            };
+            let mut bounds = deploy.bounds();
+            bounds.change(&Bounds::default(), &unset);
+            let mut usual = DeployGrant::usual().bounds();
+            usual.change(&bounds, &[]);
+            usual.change(&set, &[]);
+            deploy.set_bounds(usual);
+            peers::put_peer(tx, &record)?;
+            let detail = detail::met(Some(former), &record);
+            Ok((record, detail))
         })
         .await
     }
@@ -386,13 +422,26 @@ fn meet(
                 free_name(list, &name, &record.peer)?;
                 record.name = name;
             }
-            record.grants = grants.unwrap_or(record.grants);
+            if let Some(mut grants) = grants {
+                keep_bounds(&mut grants, &record.grants);
+                record.grants = grants;
+            }
             peers::put_peer(tx, &record)?;
             record
         }
     };
     let detail = detail::met(former, &record);
     Ok((record, detail))
+}
+
+/// Limits that were set for a peer outlive an invitation that says nothing of them.
+fn keep_bounds(grants: &mut Grants, former: &Grants) {
+    if let (Some(deploy), Some(former)) = (&mut grants.deploy, &former.deploy) {
+        let set = deploy.bounds();
+        let mut bounds = former.bounds();
+        bounds.change(&set, &[]);
+        deploy.set_bounds(bounds);
+    }
 }
 
 fn free_name(list: &Snapshot, name: &Name, peer: &PeerId) -> Result<(), ChangeError> {

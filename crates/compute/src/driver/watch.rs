@@ -1,11 +1,14 @@
 //! Watching a container that runs: its end, the engine's end, and a flood of its log.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::StreamExt;
 use peer_proto::code::{Code, Problem};
 use peer_proto::id::DeploymentId;
 use peer_proto::unit::Timestamp;
+use peer_state::database::Tx;
+use peer_trust::pause::{self, Means};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
@@ -52,8 +55,18 @@ pub(super) async fn watch<E: Engine>(
 
 /// Judges a container that an earlier daemon left running, and opens its network again.
 async fn adopt<E: Engine>(inner: &Inner<E>, record: &Record, facts: &ContainerFacts) -> Result<(), Trouble> {
-    let (judged, open) =
-        inner.live().get(&record.id).map_or((true, true), |live| (live.judged, live.endpoint.is_some()));
+    judge(inner, record, facts).await?;
+    let open = inner.live().get(&record.id).is_none_or(|live| live.endpoint.is_some());
+    if !open && record.specification.expose.is_some() {
+        open_endpoint(inner, record, facts).await;
+        inner.announce(record);
+    }
+    Ok(())
+}
+
+/// Judges a container that an earlier daemon left, if that has not been done yet.
+pub(super) async fn judge<E: Engine>(inner: &Inner<E>, record: &Record, facts: &ContainerFacts) -> Result<(), Trouble> {
+    let judged = inner.live().get(&record.id).is_none_or(|live| live.judged);
     if !judged {
         // By what made it, not by what would make it today: an upgrade leaves containers running.
         let id = record.id;
@@ -63,10 +76,6 @@ async fn adopt<E: Engine>(inner: &Inner<E>, record: &Record, facts: &ContainerFa
         if let Some(live) = inner.live().get_mut(&record.id) {
             live.judged = true;
         }
-    }
-    if !open && record.specification.expose.is_some() {
-        open_endpoint(inner, record, facts).await;
-        inner.announce(record);
     }
     Ok(())
 }
@@ -115,7 +124,9 @@ async fn flood<E: Engine>(inner: &Inner<E>, id: DeploymentId, facts: &ContainerF
 const KILLED: i64 = 128 + 9;
 
 /// The container has ended by itself, or is gone.
-async fn ended<E: Engine>(
+///
+/// One that the machine's owner has had stopped has not ended by itself, however soon that is seen.
+pub(super) async fn ended<E: Engine>(
     inner: &Inner<E>,
     record: &Record,
     since: Timestamp,
@@ -128,8 +139,13 @@ async fn ended<E: Engine>(
     let seen = inner.live().get(&record.id).is_some_and(|live| live.judged);
     let before_reboot = !seen && booted_at(at).is_some_and(|boot| since < boot);
     let advice = advice(inner, record, since, at).await;
+    let closed = inner.closed.load(Ordering::SeqCst);
+    let by_itself = move |tx: &Tx<'_>, record: &Record| {
+        let hold = pause::of_deployment(tx, &record.owner, record.id, at)?;
+        Ok(!closed && hold.is_none_or(|hold| hold.means == Means::Freeze))
+    };
     inner
-        .change(record.id, move |record| {
+        .change_if(record.id, by_itself, move |record| {
             // Whoever ended the container may have said why already.
             if !matches!(record.life, Life::Running(_)) {
                 return Ok(());

@@ -211,6 +211,14 @@ impl Engine for DockerEngine {
         self.kill_container(id).await
     }
 
+    async fn pause(&self, id: &ContainerId) -> Result<(), EngineError> {
+        self.pause_container(id).await
+    }
+
+    async fn unpause(&self, id: &ContainerId) -> Result<(), EngineError> {
+        self.unpause_container(id).await
+    }
+
     async fn remove(&self, id: &ContainerId) -> Result<(), EngineError> {
         self.remove_container(id).await
     }

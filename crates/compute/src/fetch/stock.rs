@@ -7,18 +7,20 @@ use peer_proto::PeerId;
 use peer_proto::code::{Code, Problem};
 use peer_proto::deploy::{ImageOffer, RegistryReference};
 use peer_proto::id::{Digest, RequestHash};
-use peer_proto::unit::{Timestamp, format_bytes};
+use peer_proto::unit::{ByteSize, Timestamp, format_bytes};
 use peer_state::database::{DatabaseError, Tx};
+use peer_trust::{limits, peers};
 
 use super::{configuration, total_size};
 use crate::driver::Trouble;
 use crate::engine::{Engine, EngineError, ImageFacts};
 use crate::image::assemble::{LayerSource, assemble};
+use crate::image::spool::Room;
 use crate::possession::{self, BroughtImage, Pull};
 use crate::room::{Inner, Options};
 
 /// The images of one owner may have so many times the size of the largest image accepted.
-const IMAGES_PER_OWNER: u64 = 4;
+pub const IMAGES_PER_OWNER: u64 = 4;
 
 /// What is being brought at this moment.
 #[derive(Debug, Default)]
@@ -68,9 +70,24 @@ impl Stock {
     }
 }
 
-/// Most bytes that the images of one owner may have together (V5).
-fn images_max(options: &Options) -> u64 {
-    options.image_size_max.get().saturating_mul(IMAGES_PER_OWNER)
+/// Most bytes that the images of one owner may have together (V5): what its grant says, and what any may have.
+fn images_max(tx: &Tx<'_>, options: &Options, owner: &PeerId) -> Result<u64, DatabaseError> {
+    let granted = peers::find_peer(tx, owner)?.and_then(|peer| peer.grants.deploy?.max_disk);
+    let any = options.image_size_max.get().saturating_mul(IMAGES_PER_OWNER);
+    Ok(granted.map_or(any, |granted| granted.get().min(any)))
+}
+
+/// Most bytes that the images of all owners may have together, if the machine's owner has bounded them.
+fn all_images_max(tx: &Tx<'_>) -> Result<u64, DatabaseError> {
+    Ok(limits::load(tx)?.disk.map_or(u64::MAX, ByteSize::get))
+}
+
+/// How much of the disk is left for layers on their way beside the images that are in use.
+pub(super) fn room_in_spool(tx: &Tx<'_>, options: &Options, owner: &PeerId) -> Result<Room, DatabaseError> {
+    let now = (options.clock)();
+    let own = images_max(tx, options, owner)?.saturating_sub(possession::in_use(tx, Some(owner), None, now)?);
+    let all = all_images_max(tx)?.saturating_sub(possession::in_use(tx, None, None, now)?);
+    Ok(Room { own, all })
 }
 
 /// Checks that one more image of this size fits beside those of its owner that are in use. Those that are not make room.
@@ -81,10 +98,13 @@ pub(super) fn check_room(
     image: Digest,
     size: u64,
 ) -> Result<Result<(), Problem>, DatabaseError> {
-    let (max, now) = (images_max(options), (options.clock)());
-    let sum = possession::in_use(tx, owner, image, now)?.saturating_add(size);
+    let (max, now) = (images_max(tx, options, owner)?, (options.clock)());
+    let sum = possession::in_use(tx, Some(owner), Some(image), now)?.saturating_add(size);
     if sum <= max {
-        return Ok(Ok(()));
+        let all = possession::in_use(tx, None, Some(image), now)?.saturating_add(size);
+        let full = "this machine has not enough disk free for the image at present; use a smaller one, or try later";
+        let fits = all <= all_images_max(tx)?;
+        return Ok(if fits { Ok(()) } else { Err(Problem::new(Code::NoCapacity, full)) });
     }
     let message = format!(
         "the images that you use on this machine would have {} together, and at most {} are allowed; remove deployments \
@@ -217,8 +237,13 @@ async fn take_back<E: Engine>(
 
 /// Gives up images that the owner no longer uses, oldest first, until the rest is within bounds.
 async fn make_room<E: Engine>(inner: &Inner<E>, owner: PeerId) -> Result<(), Trouble> {
-    let (max, now) = (images_max(&inner.options), (inner.options.clock)());
-    if inner.database.write(move |tx| possession::give_up(tx, &owner, max, now)).await? > 0 {
+    let options = inner.options.clone();
+    let given_up = inner.database.write(move |tx| -> Result<_, DatabaseError> {
+        let (max, now) = (images_max(tx, &options, &owner)?, (options.clock)());
+        let own = possession::give_up(tx, Some(&owner), max, now)?;
+        Ok(own + possession::give_up(tx, None, all_images_max(tx)?, now)?)
+    });
+    if given_up.await? > 0 {
         inner.untidy.notify_one();
     }
     Ok(())

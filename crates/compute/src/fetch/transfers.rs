@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout};
 
 use super::stock::Stock;
 use crate::engine::Engine;
-use crate::image::spool::{Receipt, Spool, SpoolError, Transfer as SpoolTransfer};
+use crate::image::spool::{self, Receipt, Spool, SpoolError, Transfer as SpoolTransfer};
 use crate::possession;
 use crate::room::{Inner, Options, Room, database_problem};
 
@@ -193,6 +193,11 @@ impl Transfers {
         self.state().under_way.iter().any(|(other, transfer)| *other != request && needs(transfer))
     }
 
+    /// Where layers arrive.
+    pub(crate) fn spool(&self) -> &Spool {
+        &self.spool
+    }
+
     /// Drops transfers that nobody waits for any more, and old layers.
     pub(crate) fn clean(&self, now: Timestamp) {
         let mut state = self.state();
@@ -211,6 +216,7 @@ impl Transfers {
         owner: PeerId,
         layer: Digest,
         size: u64,
+        room: spool::Room,
     ) -> Result<Option<SpoolTransfer>, SpoolError> {
         let (mut arrived, mut since) = (0, Instant::now());
         loop {
@@ -219,7 +225,7 @@ impl Transfers {
                 return Ok(None);
             }
             let released = self.spool.released();
-            match self.spool.receive(owner, layer, size).await {
+            match self.spool.receive(owner, layer, size, room).await {
                 Ok(Receipt::Complete(_)) => return Ok(None),
                 Ok(Receipt::Partial(spooled)) => return Ok(Some(spooled)),
                 Err(SpoolError::Busy { .. }) if since.elapsed() < self.patience => {}
@@ -329,7 +335,10 @@ impl<E: Engine> Room<E> {
         let transfers = &self.inner.transfers;
         let transfer = transfers.find(request).filter(|transfer| transfer.owner == owner).ok_or_else(unwanted)?;
         let size = *transfer.sizes.get(&layer).ok_or_else(unwanted)?;
-        let spooled = transfers.claim(&transfer, owner, layer, size).await.map_err(|error| error.problem())?;
+        let options = self.inner.options.clone();
+        let room = self.inner.database.write(move |tx| super::stock::room_in_spool(tx, &options, &owner)).await;
+        let room = room.map_err(|error| database_problem(&error))?;
+        let spooled = transfers.claim(&transfer, owner, layer, size, room).await.map_err(|error| error.problem())?;
         transfer.touch();
         Ok(IncomingLayer { inner: self.inner.clone(), transfer, layer, spooled })
     }

@@ -45,7 +45,10 @@ impl Fixture {
     }
 
     async fn claim(&self, transfer: &Transfer) -> Option<SpoolTransfer> {
-        self.transfers.claim(transfer, self.owner, self.layers[0], self.bytes.len() as u64).await.unwrap()
+        self.transfers
+            .claim(transfer, self.owner, self.layers[0], self.bytes.len() as u64, spool::Room::PLENTY)
+            .await
+            .unwrap()
     }
 
     fn part(&self, from: usize, to: usize) -> Bytes {

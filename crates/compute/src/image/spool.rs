@@ -66,6 +66,20 @@ struct Receiver {
     hasher: Sha256,
 }
 
+/// How much may lie in the spool when one more layer is in it (bytes).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Of the peer who sends it.
+    pub own: u64,
+    /// Of all peers together.
+    pub all: u64,
+}
+
+impl Room {
+    /// As much as the spool itself allows.
+    pub const PLENTY: Self = Self { own: u64::MAX, all: u64::MAX };
+}
+
 /// What [`Spool::clean`] removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Cleaned {
@@ -112,6 +126,12 @@ pub enum SpoolError {
         /// The quota.
         quota: u64,
     },
+    /// The machine's owner lets no more disk be used.
+    #[error("layer {digest} does not fit into the disk that this machine lends at present; try again later")]
+    Full {
+        /// Which layer.
+        digest: Digest,
+    },
     /// The same layer of the same peer is being received now.
     #[error("layer {digest} is being received already; wait until that transfer ends")]
     Busy {
@@ -152,6 +172,7 @@ impl SpoolError {
             Self::TooLarge { .. } | Self::TooLong { .. } => Code::ImageTooLarge,
             Self::Incomplete { .. } => Code::MissingLayer,
             Self::OverQuota { .. } => Code::OverLimit,
+            Self::Full { .. } => Code::NoCapacity,
             Self::Busy { .. } => Code::WrongState,
             Self::DigestMismatch { .. } => Code::DigestMismatch,
             Self::Hostile { .. } => Code::InvalidImage,
@@ -186,15 +207,15 @@ impl Spool {
         Some(self.file(peer, digest, "layer")).filter(|path| path.is_file())
     }
 
-    /// Begins or continues to receive a layer of `size` bytes.
-    pub async fn receive(&self, peer: PeerId, digest: Digest, size: u64) -> Result<Receipt, SpoolError> {
+    /// Begins or continues to receive a layer of `size` bytes, if there is room for it.
+    pub async fn receive(&self, peer: PeerId, digest: Digest, size: u64, room: Room) -> Result<Receipt, SpoolError> {
         if let Some(path) = self.path(&peer, &digest) {
             return Ok(Receipt::Complete(path));
         }
         if size > LAYER_SIZE_MAX {
             return Err(SpoolError::TooLarge { digest, size });
         }
-        let claim = self.claim(peer, digest, size)?;
+        let claim = self.claim(peer, digest, size, room)?;
         let path = self.file(&peer, &digest, "partial");
         let opened = spawn_blocking(move || {
             let (file, hasher, offset) = open_partial(&path, size)?;
@@ -253,28 +274,47 @@ impl Spool {
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reserves the layer's whole size within the peer's quota.
-    fn claim(&self, peer: PeerId, digest: Digest, size: u64) -> Result<Claim, SpoolError> {
+    /// What lies here of one peer or of all, with what is still to come of the layers being received (bytes).
+    pub fn used(&self, peer: Option<&PeerId>) -> u64 {
+        self.held(&self.active(), peer, None)
+    }
+
+    fn held(&self, active: &HashMap<(PeerId, Digest), u64>, peer: Option<&PeerId>, except: Option<Digest>) -> u64 {
+        let promised = active.iter().filter(|((owner, _), _)| peer.is_none_or(|peer| peer == owner));
+        let mut sum = promised.fold(0_u64, |sum, (_, size)| sum.saturating_add(*size));
+        for directory in fs::read_dir(self.root.as_path()).into_iter().flatten().flatten() {
+            let Some(owner) = directory.file_name().to_str().and_then(|name| name.parse::<PeerId>().ok()) else {
+                continue;
+            };
+            if peer.is_some_and(|peer| *peer != owner) {
+                continue;
+            }
+            for entry in fs::read_dir(directory.path()).into_iter().flatten().flatten() {
+                let name = entry.file_name();
+                let hex = name.to_str().and_then(|name| name.strip_suffix(".partial"));
+                let of = hex.and_then(|hex| format!("sha256:{hex}").parse::<Digest>().ok());
+                let counted = of.is_some_and(|of| Some(of) == except || active.contains_key(&(owner, of)));
+                let length = entry.metadata().map_or(0, |metadata| metadata.len());
+                sum = sum.saturating_add(if counted { 0 } else { length });
+            }
+        }
+        sum
+    }
+
+    /// Reserves the layer's whole size within the room that there is.
+    fn claim(&self, peer: PeerId, digest: Digest, size: u64, room: Room) -> Result<Claim, SpoolError> {
         let directory = self.root.join(peer.to_string());
         fs::create_dir_all(&directory).map_err(|error| SpoolError::from_io(digest, error))?;
         let mut active = self.active();
         if active.contains_key(&(peer, digest)) {
             return Err(SpoolError::Busy { digest });
         }
-        let mut used = size;
-        for (_, size) in active.iter().filter(|((owner, _), _)| *owner == peer) {
-            used = used.saturating_add(*size);
+        let quota = self.quota.min(room.own);
+        if self.held(&active, Some(&peer), Some(digest)).saturating_add(size) > quota {
+            return Err(SpoolError::OverQuota { digest, quota });
         }
-        for entry in fs::read_dir(&directory).map_err(SpoolError::File)?.flatten() {
-            let name = entry.file_name();
-            let hex = name.to_str().and_then(|name| name.strip_suffix(".partial"));
-            let of = hex.and_then(|hex| format!("sha256:{hex}").parse::<Digest>().ok());
-            let counted = of.is_some_and(|of| of == digest || active.contains_key(&(peer, of)));
-            let length = entry.metadata().map_or(0, |metadata| metadata.len());
-            used = used.saturating_add(if counted { 0 } else { length });
-        }
-        if used > self.quota {
-            return Err(SpoolError::OverQuota { digest, quota: self.quota });
+        if self.held(&active, None, Some(digest)).saturating_add(size) > room.all {
+            return Err(SpoolError::Full { digest });
         }
         active.insert((peer, digest), size);
         Ok(Claim { spool: self.clone(), peer, digest })

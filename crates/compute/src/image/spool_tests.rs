@@ -33,7 +33,7 @@ impl Fixture {
     }
 
     async fn begin(&self) -> Result<Transfer, SpoolError> {
-        match self.spool.receive(self.peer, self.digest, self.bytes.len() as u64).await? {
+        match self.spool.receive(self.peer, self.digest, self.bytes.len() as u64, Room::PLENTY).await? {
             Receipt::Partial(transfer) => Ok(transfer),
             Receipt::Complete(path) => panic!("complete at {}", path.display()),
         }
@@ -55,7 +55,7 @@ async fn a_layer_is_continued_after_a_break_and_stored() {
     let path = transfer.finish().await.unwrap();
     assert_eq!(fs::read(&path).unwrap(), fixture.bytes);
     assert_eq!(fixture.spool.path(&fixture.peer, &fixture.digest), Some(path));
-    let receipt = fixture.spool.receive(fixture.peer, fixture.digest, 1).await.unwrap();
+    let receipt = fixture.spool.receive(fixture.peer, fixture.digest, 1, Room::PLENTY).await.unwrap();
     assert!(matches!(receipt, Receipt::Complete(_)));
     let other = Identity::generate().peer_id();
     assert_eq!(fixture.spool.path(&other, &fixture.digest), None, "another peer sees nothing");
@@ -94,12 +94,12 @@ async fn v5_neither_size_nor_quota_can_be_passed() {
     assert!(matches!(transfer.append(vec![0; size + 1].into()).await, Err(SpoolError::TooLong { .. })));
     assert!(matches!(fixture.begin().await, Err(SpoolError::Busy { .. })));
     let other = Digest::of(b"other");
-    let second = fixture.spool.receive(fixture.peer, other, 2048 - size as u64 + 1).await;
+    let second = fixture.spool.receive(fixture.peer, other, 2048 - size as u64 + 1, Room::PLENTY).await;
     assert!(matches!(second, Err(SpoolError::OverQuota { .. })), "what is promised counts, not what has come");
     drop(transfer);
-    let second = fixture.spool.receive(fixture.peer, other, 2048).await;
+    let second = fixture.spool.receive(fixture.peer, other, 2048, Room::PLENTY).await;
     assert!(matches!(second, Ok(Receipt::Partial(_))));
-    let huge = fixture.spool.receive(fixture.peer, fixture.digest, u64::MAX).await;
+    let huge = fixture.spool.receive(fixture.peer, fixture.digest, u64::MAX, Room::PLENTY).await;
     assert!(matches!(huge, Err(SpoolError::TooLarge { .. })));
 }
 

@@ -45,7 +45,9 @@ impl<E: Engine> Room<E> {
             return Ok(Err(refusal));
         }
         let held = ledger::held(&record::all(tx)?, None);
-        if let Err(refusal) = ledger::reserve(&self.inner.options.offer, &held, &request.specification.limits) {
+        if let Err(refusal) =
+            ledger::reserve(&ledger::offer(tx, self.inner.options.offer)?, &held, &request.specification.limits)
+        {
             return Ok(Err(refusal));
         }
         // After the last refusal, which would be committed with it.
@@ -152,6 +154,9 @@ impl<E: Engine> Room<E> {
         let Some(mut record) = record::find_owned(tx, &authorised.owner(), id)? else {
             return Ok(Err(Refusal { problem: no_such_deployment(), threat: Threat::G4, outcome: None }));
         };
+        if let (Request::Start(_) | Request::Restart(_), Life::Paused(problem, _)) = (request, &record.life) {
+            return Ok(Err(Refusal { problem: problem.clone(), threat: Threat::G6, outcome: None }));
+        }
         let changed = match request {
             Request::Stop(_) => want_stopped(&mut record),
             Request::Start(_) => want_running(&mut record),
@@ -170,7 +175,8 @@ impl<E: Engine> Room<E> {
         if matches!(request, Request::Start(_) | Request::Restart(_)) && record.life.state() == State::Pending {
             let others: Vec<_> = record::all(tx)?.into_iter().filter(|other| other.id != id).collect();
             let held = ledger::held(&others, None);
-            if let Err(refusal) = ledger::reserve(&self.inner.options.offer, &held, &record.specification.limits) {
+            let offer = ledger::offer(tx, self.inner.options.offer)?;
+            if let Err(refusal) = ledger::reserve(&offer, &held, &record.specification.limits) {
                 return Ok(Err(refusal));
             }
         }

@@ -79,6 +79,7 @@ fn find<'a>(list: &'a Snapshot, id: &str) -> Result<&'a InvitationRecord, Proble
 
 async fn join(State(daemon): State<Arc<Daemon>>, Payload(request): Payload<Join>) -> Result<Json<Joined>, Failure> {
     let node = daemon.node().await?;
+    node.requester.check_open()?;
     check_grants(&request.grants, clock::now())?;
     let owned = daemon.clone();
     // Once the inviter has been reached, stopping half-way would leave trust on one side alone.

@@ -115,6 +115,7 @@ pub(super) fn check_grants(grants: &Grants, now: Timestamp) -> Result<(), Proble
     if !deploy.is_live(now) {
         return Err(Problem::new(Code::InvalidArgument, "expires_at lies in the past"));
     }
+    super::limits::check(&deploy.bounds())?;
     Ok(())
 }
 

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::routing::get;
 use axum::{Json, Router};
+use peer_compute::ledger;
 use peer_net::Role;
 use peer_proto::code::Code;
 use peer_proto::control::{EngineStatus, NodeStatus, Setting};
 use peer_proto::query::Capacity;
 use peer_proto::unit::{ByteSize, Millicores};
+use peer_state::database::DatabaseError;
 
-use super::{Failure, gateways, identity};
+use super::{Failure, gateways, identity, pause};
 use crate::daemon::Daemon;
 use crate::node::{Node, architecture};
 
@@ -29,7 +31,7 @@ async fn status(State(daemon): State<Arc<Daemon>>) -> Result<Json<NodeStatus>, F
     let node = node.ok();
     let node = node.as_deref();
     let mut hosted = 0;
-    let mut offered = all_free(&daemon);
+    let mut offered = all_free(&daemon).await?;
     let mut engine = None;
     if let Some(room) = node.and_then(|node| node.room.as_ref()) {
         let records = room.all().await?;
@@ -53,6 +55,7 @@ async fn status(State(daemon): State<Arc<Daemon>>) -> Result<Json<NodeStatus>, F
         gateways: gateways::describe_all(&daemon, node),
         engine,
         hosted,
+        pauses: pause::in_force(&daemon).await?,
         offered,
     }))
 }
@@ -66,17 +69,19 @@ fn connected(node: &Node) -> u32 {
 }
 
 /// What is offered where nothing runs yet; nothing, where there is no engine.
-fn all_free(daemon: &Daemon) -> Capacity {
-    let offer = daemon.settings.engine_socket.as_ref().map(|_| daemon.settings.offer);
+async fn all_free(daemon: &Daemon) -> Result<Capacity, DatabaseError> {
+    let settings = daemon.settings.offer;
+    let offer = daemon.database.write(move |tx| ledger::offer(tx, settings)).await?;
+    let offer = daemon.settings.engine_socket.as_ref().map(|_| offer);
     let cpu = offer.and_then(|offer| u32::try_from(offer.cpu).ok());
-    Capacity {
+    Ok(Capacity {
         granted: None,
         free_cpu: cpu.and_then(|cpu| Millicores::new(cpu).ok()),
         free_memory: offer.and_then(|offer| ByteSize::new(offer.memory).ok()),
         free_containers: offer.map_or(0, |offer| offer.containers),
         architecture: architecture().to_owned(),
         isolation: None,
-    }
+    })
 }
 
 fn count(number: usize) -> u32 {

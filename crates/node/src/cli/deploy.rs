@@ -254,6 +254,9 @@ fn report(session: &Session, deployed: &Deployed) -> Result<(), Failure> {
         return Err(status.problem.clone().unwrap_or_else(unknown).into());
     }
     session.output.result(deployed, |deployed| in_words(&deployed.deployment))?;
+    if let (State::Paused, Some(problem)) = (status.state, &status.problem) {
+        session.output.note(&escape(&problem.message));
+    }
     if let Some(hint) = address_hint(&deployed.deployment) {
         session.output.note(&hint);
     }
@@ -271,7 +274,7 @@ fn in_words(deployment: &Deployment) -> String {
 fn address_hint(deployment: &Deployment) -> Option<String> {
     let status = &deployment.status;
     let port = status.specification.expose?;
-    if status.url.is_some() || status.state == State::Stopped {
+    if status.url.is_some() || matches!(status.state, State::Stopped | State::Paused) {
         return None;
     }
     let (name, peer) = (&status.specification.name, escape(&deployment.peer));

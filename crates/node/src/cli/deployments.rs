@@ -11,6 +11,7 @@ use super::gateways;
 use super::grants::in_words;
 use super::moment::{ago, now, rfc3339};
 use super::output::{self, json_pretty};
+use super::pause;
 use super::table::{fields, table};
 use super::{Session, parse_reference};
 
@@ -206,6 +207,10 @@ fn node_in_full(status: &NodeStatus) -> String {
         ("free", free),
         ("isolation", capacity.isolation.as_ref().map(isolation).unwrap_or_default()),
     ]);
+    if !status.pauses.is_empty() {
+        text.push('\n');
+        text.extend(status.pauses.iter().map(pause::line));
+    }
     if !status.gateways.is_empty() {
         text.push('\n');
         text.push_str(&gateways::list(&status.gateways));

@@ -3,9 +3,12 @@
 use clap::{Args, ValueEnum};
 use peer_proto::deploy::{Capability, EgressGrant, list_capabilities};
 use peer_proto::grant::{DeployGrant, Grants};
+use peer_proto::hours::Hours;
+use peer_proto::limits::Bounds;
 use peer_proto::unit::{ByteSize, Millicores, Span, Timestamp};
 
 use super::failure::Failure;
+use super::limits::parse_rate;
 use super::moment::{now, rfc3339};
 
 /// What can be allowed.
@@ -43,25 +46,53 @@ pub(super) struct GrantArguments {
     /// HOST, HOST:PORT, *.DOMAIN or *.DOMAIN:PORT; may be repeated [default: none]
     #[arg(long, requires = "allow", value_name = "LEVEL", value_delimiter = ',', allow_hyphen_values = true)]
     egress: Vec<String>,
+    /// Disk for the images that it brings, such as 10g [default: what any peer may use]
+    #[arg(long, requires = "allow", allow_hyphen_values = true, value_name = "SIZE")]
+    max_disk: Option<ByteSize>,
+    /// Bytes per second through this machine's daemon, both ways together, such as 2m [default: any]
+    #[arg(long, requires = "allow", allow_hyphen_values = true, value_name = "RATE", value_parser = parse_rate)]
+    max_bandwidth: Option<ByteSize>,
+    /// When its containers may run, in this machine's local time, such as 22:00-07:00 [default: always]
+    #[arg(long, requires = "allow", allow_hyphen_values = true, value_name = "HOURS")]
+    hours: Option<Hours>,
 }
 
 impl GrantArguments {
     /// The grants, which end `expires` after `now`, or never.
     pub(super) fn grants(&self, expires: Option<Span>, now: Timestamp) -> Result<Grants, Failure> {
+        self.instead_of(&Grants::default(), expires, now)
+    }
+
+    /// The grants in the place of former ones, whose limits stay where none is named.
+    pub(super) fn instead_of(&self, former: &Grants, expires: Option<Span>, now: Timestamp) -> Result<Grants, Failure> {
         let egress = egress(&self.egress)?;
-        let deploy = self.allow.contains(&Permission::Deploy).then(|| DeployGrant {
-            expires_at: expires.map(|span| now.plus(span.seconds.saturating_mul(1000))),
-            capabilities: self.cap.iter().copied().collect(),
-            root: self.root,
-            writable_root: self.writable_root,
-            egress,
-            ..DeployGrant::new(
-                self.max_cpu.unwrap_or(Millicores::new(1000).expect("within range")),
-                self.max_memory.unwrap_or(ByteSize::mebibytes(1024)),
-                self.max_containers.unwrap_or(4),
-            )
+        let usual = || DeployGrant::usual().bounds();
+        let mut bounds = former.deploy.as_ref().map_or_else(usual, DeployGrant::bounds);
+        bounds.change(&self.bounds(), &[]);
+        let deploy = self.allow.contains(&Permission::Deploy).then(|| {
+            let mut deploy = DeployGrant::usual();
+            deploy.set_bounds(bounds);
+            DeployGrant {
+                expires_at: expires.map(|span| now.plus(span.seconds.saturating_mul(1000))),
+                capabilities: self.cap.iter().copied().collect(),
+                root: self.root,
+                writable_root: self.writable_root,
+                egress,
+                ..deploy
+            }
         });
         Ok(Grants { deploy })
+    }
+
+    fn bounds(&self) -> Bounds {
+        Bounds {
+            cpu: self.max_cpu,
+            memory: self.max_memory,
+            containers: self.max_containers,
+            disk: self.max_disk,
+            bandwidth: self.max_bandwidth,
+            hours: self.hours.clone(),
+        }
     }
 }
 
@@ -98,15 +129,19 @@ fn describe(grants: &Grants, now: Timestamp, endless: &str) -> String {
         Some(end) => format!(", expired {}", rfc3339(end)),
         None => endless.to_owned(),
     };
-    let DeployGrant { max_cpu, max_memory, max_containers, egress, .. } = deploy;
+    let DeployGrant { max_cpu, max_memory, max_containers, max_disk, max_bandwidth, hours, egress, .. } = deploy;
     let root = if deploy.root { ", root" } else { "" };
     let capabilities = match list_capabilities(&deploy.capabilities) {
         none if none.is_empty() => none,
         some => format!(" with {some}"),
     };
-    let disk = deploy.writable_root.map(|size| format!(", writable root of {size}")).unwrap_or_default();
+    let writable = deploy.writable_root.map(|size| format!(", writable root of {size}")).unwrap_or_default();
+    let disk = max_disk.map(|disk| format!(", {disk} disk")).unwrap_or_default();
+    let bandwidth = max_bandwidth.map(|bandwidth| format!(", {bandwidth}/s")).unwrap_or_default();
+    let hours = hours.as_ref().map(|hours| format!(", at {hours}")).unwrap_or_default();
     let egress = if egress.is_none() { String::new() } else { format!(", egress {egress}") };
-    format!("deploy ({max_cpu} CPU, {max_memory}, {max_containers} containers{root}{capabilities}{disk}{egress}{end})")
+    let more = format!("{root}{capabilities}{writable}{egress}{disk}{bandwidth}{hours}{end}");
+    format!("deploy ({max_cpu} CPU, {max_memory}, {max_containers} containers{more})")
 }
 
 #[cfg(test)]
@@ -142,5 +177,19 @@ mod tests {
         for wrong in [&["internet", "a.b"][..], &["localhost"], &["*"]] {
             assert!(with(wrong).grants(None, Timestamp(0)).unwrap_err().to_string().contains("--egress"), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn limits_that_were_set_stay_where_none_is_named() {
+        let mut former = DeployGrant { hours: "22:00-07:00".parse().ok(), ..DeployGrant::usual() };
+        former.max_disk = "5g".parse().ok();
+        let former = Grants { deploy: Some(former) };
+        let allow = vec![Permission::Deploy];
+        let max_disk = "1g".parse().ok();
+        let arguments = GrantArguments { allow, max_disk, ..GrantArguments::default() };
+        let grants = arguments.instead_of(&former, None, Timestamp(0)).unwrap();
+        let words = "deploy (1 CPU, 1 GiB, 4 containers, 1 GiB disk, at 22:00-07:00)";
+        assert_eq!(describe(&grants, Timestamp(1), ""), words);
+        assert_eq!(GrantArguments::default().instead_of(&former, None, Timestamp(0)).unwrap(), Grants::default());
     }
 }

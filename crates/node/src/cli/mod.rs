@@ -8,6 +8,7 @@ mod completion;
 mod daemon;
 mod deploy;
 mod deployments;
+mod emergency;
 mod environment;
 mod events;
 mod failure;
@@ -19,10 +20,12 @@ mod image;
 mod images;
 mod invitations;
 mod lifecycle;
+mod limits;
 mod logs;
 mod moment;
 mod output;
 mod passphrase;
+mod pause;
 mod peers;
 mod seal;
 mod stats;
@@ -100,6 +103,10 @@ enum Command {
     Start(lifecycle::StartArguments),
     Restart(lifecycle::RestartArguments),
     Rm(lifecycle::RmArguments),
+    Limits(limits::LimitsArguments),
+    Pause(pause::PauseArguments),
+    Resume(pause::ResumeArguments),
+    Panic(emergency::PanicArguments),
     Events(events::EventsArguments),
     Stats(stats::StatsArguments),
     PortForward(forward::PortForwardArguments),
@@ -185,6 +192,10 @@ async fn dispatch(command: Command, session: &Session) -> Result<(), Failure> {
         Command::Start(arguments) => lifecycle::start(session, arguments).await,
         Command::Restart(arguments) => lifecycle::restart(session, arguments).await,
         Command::Rm(arguments) => lifecycle::rm(session, arguments).await,
+        Command::Limits(arguments) => limits::run(session, arguments).await,
+        Command::Pause(arguments) => pause::pause(session, arguments).await,
+        Command::Resume(arguments) => pause::resume(session, arguments).await,
+        Command::Panic(arguments) => emergency::panic(session, &arguments).await,
         Command::Events(arguments) => events::run(session, &arguments).await,
         Command::Stats(arguments) => stats::run(session, &arguments).await,
         Command::PortForward(arguments) => forward::run(session, &arguments).await,

@@ -107,7 +107,7 @@ pub(super) struct AddressesArguments {
 
 /// Set what a peer may do on this machine; it acts at once
 ///
-/// The new grants replace the old ones whole.
+/// The new grants replace the old ones. Its limits stay as they are where none is named here: those of `peerctl limits` too.
 ///
 /// Example: peerctl peers allow bob --allow deploy --max-cpu 2 --max-memory 2g --expires 30d
 #[derive(Debug, Args)]
@@ -146,7 +146,12 @@ pub(super) async fn run(session: &Session, command: PeersCommand) -> Result<(), 
             change(session, &peer, &ChangePeer { addresses: Some(addresses), ..ChangePeer::default() }).await
         }
         PeersCommand::Allow(AllowArguments { peer, grants, expires, nothing, keep_deployments }) => {
-            let grants = if nothing { Grants::default() } else { grants.grants(expires, now())? };
+            let grants = if nothing {
+                Grants::default()
+            } else {
+                let former: Peer = session.client.get(&path_of(&peer)).await?;
+                grants.instead_of(&former.grants, expires, now())?
+            };
             change(session, &peer, &ChangePeer { grants: Some(grants), keep_deployments, ..ChangePeer::default() })
                 .await
         }

@@ -322,6 +322,8 @@ async fn with_lease(
             }
             Event::Done(Box::new(explained(ingress, *status)))
         }
+        // It keeps its name.
+        Event::Done(status) if status.state == State::Paused => Event::Done(status),
         other => {
             ingress.wait_until_released(id, LEASE_PATIENCE).await;
             other
@@ -369,9 +371,8 @@ impl Goal {
                 let problem = status.problem.clone().unwrap_or_else(withdrawn);
                 Some(Event::Failed(Told { problem, clock: now(), outcome: None }))
             }
-            (Self::Running, State::Running | State::Stopped) | (Self::Stopped, State::Stopped | State::Failed) => {
-                Some(Event::Done(Box::new(status.clone())))
-            }
+            (Self::Running, State::Running | State::Stopped | State::Paused)
+            | (Self::Stopped, State::Stopped | State::Failed) => Some(Event::Done(Box::new(status.clone()))),
             _ => None,
         }
     }
@@ -402,7 +403,8 @@ async fn answer(daemon: &Daemon, node: &Node, peer: PeerId, query: Query) -> Res
         Query::Inspect(id) => Answer::Inspect(Box::new(explained(&node.ingress, room.status(peer, id).await?))),
         Query::Stats(id) => Answer::Stats(room.usage(peer, id).await?),
         Query::Capacity => {
-            Answer::Capacity(room.capacity(record, peer_compute::fetch::architecture()).await.map_err(database)?)
+            let capacity = room.capacity(record, peer_compute::fetch::architecture()).await.map_err(database)?;
+            Answer::Capacity(Box::new(capacity))
         }
     })
 }

@@ -16,6 +16,7 @@ use peer_proto::deploy::{LayerHeader, LayerReply};
 use peer_proto::frame::{CONTROL_FRAME_MAX, TUNNEL_FRAME_MAX};
 use peer_proto::query::{ForwardHeader, LogFrame, LogLine, LogsQuery, StreamReply};
 
+use crate::bandwidth::{Pace, Paced};
 use crate::daemon::Daemon;
 use crate::node::Node;
 use crate::withdrawal;
@@ -85,6 +86,7 @@ async fn receive(
             Ok(Ok(length)) if length > 0 => {
                 incoming.append(Bytes::copy_from_slice(&buffer[..length])).await?;
                 daemon.metrics.layer_bytes_received(length as u64);
+                daemon.bandwidth.pass(peer, length).await;
             }
             _ => return Err(lost()),
         }
@@ -103,7 +105,7 @@ pub(super) async fn logs(daemon: &Arc<Daemon>, node: &Arc<Node>, inbound: Inboun
         Ok((room(daemon, node, peer)?.logs(peer, query.deployment, &options).await?, place))
     };
     let end = match lines.await {
-        Ok((lines, _place)) => send_lines(lines, &mut stream).await?,
+        Ok((lines, _place)) => send_lines(lines, &mut stream, &Pace::of(&daemon.bandwidth, peer)).await?,
         Err(problem) => LogFrame::Problem(problem),
     };
     write_frame(&mut stream, &end, CONTROL_FRAME_MAX, Deadline::after(FRAME_DEADLINE)).await?;
@@ -111,7 +113,7 @@ pub(super) async fn logs(daemon: &Arc<Daemon>, node: &Arc<Node>, inbound: Inboun
 }
 
 /// Sends lines as they come, as many in a frame as are there already. Returns the last frame.
-async fn send_lines(lines: LogStream, stream: &mut Stream) -> Result<LogFrame, ExchangeError> {
+async fn send_lines(lines: LogStream, stream: &mut Stream, pace: &Pace) -> Result<LogFrame, ExchangeError> {
     let mut lines = lines.ready_chunks(LOG_LINES);
     let mut gone = [0];
     loop {
@@ -131,18 +133,19 @@ async fn send_lines(lines: LogStream, stream: &mut Stream) -> Result<LogFrame, E
             bytes += line.text.len();
             batch.push(line);
             if bytes >= LOG_BYTES {
-                send_batch(std::mem::take(&mut batch), stream).await?;
+                send_batch(std::mem::take(&mut batch), stream, pace).await?;
                 bytes = 0;
             }
         }
-        send_batch(batch, stream).await?;
+        send_batch(batch, stream, pace).await?;
     }
 }
 
-async fn send_batch(batch: Vec<LogLine>, stream: &mut Stream) -> Result<(), ExchangeError> {
+async fn send_batch(batch: Vec<LogLine>, stream: &mut Stream, pace: &Pace) -> Result<(), ExchangeError> {
     if batch.is_empty() {
         return Ok(());
     }
+    pace.pass(batch.iter().map(|line| line.text.len()).sum()).await;
     let frame = LogFrame::Lines(batch);
     write_frame(stream, &frame, CONTROL_FRAME_MAX, Deadline::after(FRAME_DEADLINE)).await
 }
@@ -163,13 +166,14 @@ pub(super) async fn forward(
         let _turn = share.connect().await;
         endpoint.namespace.connect(endpoint.port, CONNECT_DEADLINE).await.map_err(|error| error.problem())
     };
-    join_streams(stream, connected.await).await
+    join_streams(stream, connected.await, &Pace::of(&daemon.bandwidth, peer)).await
 }
 
-/// Tells the other side whether the container's port is open, and then carries bytes both ways.
+/// Tells the other side whether the container's port is open, and then carries bytes both ways, at this pace.
 pub(crate) async fn join_streams(
     mut stream: Stream,
     connected: Result<tokio::net::TcpStream, Problem>,
+    pace: &Pace,
 ) -> Result<(), ExchangeError> {
     let deadline = Deadline::after(FRAME_DEADLINE);
     match connected {
@@ -177,10 +181,11 @@ pub(crate) async fn join_streams(
             write_frame(&mut stream, &StreamReply::Refused(problem), CONTROL_FRAME_MAX, deadline).await?;
             stream.close().await.map_err(ExchangeError::Broken)
         }
-        Ok(mut container) => {
+        Ok(container) => {
             drop(container.set_nodelay(true));
             write_frame(&mut stream, &StreamReply::Open, CONTROL_FRAME_MAX, deadline).await?;
-            let mut stream = stream.into_tokio();
+            let mut stream = Paced::new(stream.into_tokio(), pace.clone());
+            let mut container = Paced::new(container, pace.clone());
             let copied =
                 tokio::io::copy_bidirectional_with_sizes(&mut stream, &mut container, 32 << 10, 32 << 10).await;
             copied.map(drop).map_err(ExchangeError::Broken)

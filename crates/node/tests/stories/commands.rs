@@ -26,11 +26,12 @@ fn check_keys(value: &Value) {
 
 /// Commands that other tests here run with `--json`, as [`every_command_answers_people_and_scripts`] does not: they begin
 /// a machine's life, need an image, end a deployment, or go on.
-const ELSEWHERE: [(&str, &str); 8] = [
+const ELSEWHERE: [(&str, &str); 9] = [
     ("init", "identity: init_makes_a_private_key_once_and_force_keeps_a_backup"),
     ("identity seal", "sealing"),
     ("identity unlock", "sealing"),
     ("join", "identity: a_ticket_works_once_and_in_its_time"),
+    ("panic", "emergency"),
     ("deploy", "images"),
     ("push", "images"),
     ("rm", "main_job"),
@@ -49,7 +50,7 @@ fn every_command_answers_people_and_scripts() {
     pair.hello("web", &["--expose", "8080", "--no-publish", "-e", "GREETING=x"]);
     let ticket = pair.bob.json(&["invite"])["id"].as_str().unwrap().to_owned();
     let (alice, bob) = (&pair.alice, &pair.bob);
-    let commands: [(&Machine, &[&str]); 28] = [
+    let commands: [(&Machine, &[&str]); 29] = [
         (alice, &["whoami"]),
         (alice, &["identity", "status"]),
         (alice, &["peers", "list"]),
@@ -70,6 +71,7 @@ fn every_command_answers_people_and_scripts() {
         (alice, &["doctor"]),
         (bob, &["doctor"]),
         (bob, &["images"]),
+        (bob, &["limits"]),
         (bob, &["invite", "list"]),
         (bob, &["audit"]),
         (bob, &["audit", "verify"]),
@@ -95,7 +97,11 @@ fn every_command_answers_people_and_scripts() {
     let gateway = peer_proto::identity::Identity::generate().peer_id().to_string();
     let gateway_address = format!("/ip4/127.0.0.1/tcp/9/p2p/{gateway}");
     let card = alice.json(&["whoami"])["card"].as_str().unwrap().to_owned();
-    let changes: [(&Machine, &[&str]); 9] = [
+    let changes: [(&Machine, &[&str]); 13] = [
+        (bob, &["limits", "set", "--disk", "10g", "--hours", "0:00-23:00,22:00-1:00"]),
+        (bob, &["limits", "unset", "disk", "hours"]),
+        (bob, &["pause", "web"]),
+        (bob, &["resume", "--all"]),
         (alice, &["stop", "web"]),
         (alice, &["start", "web"]),
         (alice, &["restart", "web"]),

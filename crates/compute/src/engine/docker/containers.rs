@@ -64,6 +64,16 @@ impl DockerEngine {
         on_container("kill container", id, CHANGE, kill, &[409]).await
     }
 
+    pub(super) async fn pause_container(&self, id: &ContainerId) -> Result<(), EngineError> {
+        let pause = self.client()?.pause_container(id.as_str());
+        unless_so(on_container("pause container", id, CHANGE, pause, &[]).await, "is already paused")
+    }
+
+    pub(super) async fn unpause_container(&self, id: &ContainerId) -> Result<(), EngineError> {
+        let unpause = self.client()?.unpause_container(id.as_str());
+        unless_so(on_container("unpause container", id, CHANGE, unpause, &[]).await, "is not paused")
+    }
+
     pub(super) async fn remove_container(&self, id: &ContainerId) -> Result<(), EngineError> {
         let options = RemoveContainerOptionsBuilder::default().v(true).force(true).build();
         let removal = self.client()?.remove_container(id.as_str(), Some(options));
@@ -109,7 +119,10 @@ impl DockerEngine {
             Ok(ContainerSummary {
                 id: found.id.unwrap_or_default().parse()?,
                 name: name.trim_start_matches('/').to_owned(),
-                running: found.state == Some(ContainerSummaryStateEnum::RUNNING),
+                running: matches!(
+                    found.state,
+                    Some(ContainerSummaryStateEnum::RUNNING | ContainerSummaryStateEnum::PAUSED)
+                ),
                 labels: found.labels.unwrap_or_default(),
             })
         };
@@ -156,6 +169,14 @@ async fn on_container(
     }
 }
 
+/// The engine has no status of its own for "that is so already" here, only words.
+fn unless_so(done: Result<(), EngineError>, so: &str) -> Result<(), EngineError> {
+    match done {
+        Err(error) if error.to_string().contains(so) => Ok(()),
+        done => done,
+    }
+}
+
 fn facts_of(report: ContainerInspectResponse) -> Result<ContainerFacts, EngineError> {
     let state = report.state.clone().unwrap_or_default();
     let running = state.running.unwrap_or_default();
@@ -166,6 +187,7 @@ fn facts_of(report: ContainerInspectResponse) -> Result<ContainerFacts, EngineEr
         name: report.name.clone().unwrap_or_default().trim_start_matches('/').to_owned(),
         image: report.image.as_deref().and_then(|image| image.parse().ok()),
         running,
+        frozen: running && state.paused.unwrap_or_default(),
         created,
         pid: state.pid.filter(|pid| running && *pid > 0).and_then(|pid| pid.try_into().ok()),
         exit_code: state.exit_code.filter(|_| !running && !created),
