@@ -48,6 +48,9 @@ const SHARED_MEMORY: i64 = 1 << 20;
 const RUN_SIZE: u64 = 4 << 20;
 /// Against the 1,024 that the host's own services have.
 const CPU_SHARES: i64 = 128;
+/// The least that the kernel knows, against the 500 or 100 that the host's own services have. An engine whose kernel or disk
+/// scheduler has no such weight drops it when the container is made.
+const IO_WEIGHT: u16 = 10;
 /// Above the daemon's: when memory is short the guest goes first.
 const OOM_SCORE: i64 = 500;
 /// The engine's log file of a container, and how many of them (V5).
@@ -291,6 +294,7 @@ fn host_config(plan: &ContainerPlan) -> HostConfig {
         memory_swappiness: Some(0),
         nano_cpus: Some(i64::from(limits.cpu.get()) * 1_000_000),
         cpu_shares: Some(CPU_SHARES),
+        blkio_weight: Some(IO_WEIGHT),
         pids_limit: Some(limits.pids.into()),
         oom_score_adj: Some(OOM_SCORE),
         ulimits: Some(vec![ulimit("nofile", limits.files.into()), ulimit("core", 0), ulimit("memlock", 64 << 10)]),
