@@ -1,8 +1,12 @@
-//! The only way to a container's port: from inside its network namespace, which has no other way out or in.
+//! The only way to a container's port: from inside its network namespace, which has no other way out or in. Where the
+//! daemon may not enter it, a [`Forwarder`] does in its place.
 //!
 //! Entering a namespace changes a thread for good, so each connection is made by a thread of its own, which ends with
 //! it. The socket stays in the namespace where it was made. A [`Namespace`] keeps its namespace alive: drop it when the
 //! container has ended.
+
+mod forwarder;
+mod network;
 
 use std::{
     fs::File,
@@ -29,7 +33,17 @@ use tokio::{
     time::timeout,
 };
 
-use crate::engine::{ContainerId, Engine, EngineError, Target};
+use crate::{
+    engine::{ContainerId, Engine, EngineError, Target},
+    usage::ControlGroup,
+};
+
+pub use forwarder::Forwarder;
+pub(crate) use forwarder::Progress;
+pub use network::{Connection, Network};
+
+/// How long it may take to enter a namespace and do nothing there.
+const ENTERING: Duration = Duration::from_secs(5);
 
 /// Opens network namespaces, and bounds how many threads are inside one at a time.
 #[derive(Debug, Clone)]
@@ -51,8 +65,17 @@ pub enum ConnectError {
     #[error("the container does not run")]
     NotRunning,
     /// This process may not enter network namespaces.
-    #[error("entering the container's network needs root (CAP_SYS_ADMIN): run the daemon as root")]
+    #[error(
+        "the daemon may not enter the container's network and has no program to put into it; install peer-guest beside \
+         peerd, or run peerd as root"
+    )]
     NotPermitted,
+    /// The engine's containers are no processes of this machine: it runs them in a machine of its own.
+    #[error(
+        "the container runs where the daemon cannot enter its network, and there is no program to put into it; install \
+         peer-guest beside peerd"
+    )]
+    Elsewhere,
     /// The container shares the host's network, which no container of ours does.
     #[error("the container shares the host's network; it must be removed")]
     HostNetwork,
@@ -87,7 +110,7 @@ impl ConnectError {
             Self::Closed { .. } => Code::PortClosed,
             Self::TimedOut { .. } => Code::Timeout,
             Self::Engine(error) => error.code(),
-            Self::NotPermitted | Self::System(_) => Code::Internal,
+            Self::NotPermitted | Self::Elsewhere | Self::System(_) => Code::Internal,
         }
     }
 
@@ -109,22 +132,32 @@ impl Connector {
             facts.and_then(|facts| Some((facts.pid?, facts.started_at))).ok_or(ConnectError::NotRunning)
         };
         let before = run(engine.inspect(container.as_str()).await?)?;
-        let link = File::open(format!("/proc/{}/ns/net", before.0)).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => ConnectError::NotRunning,
-            io::ErrorKind::PermissionDenied => ConnectError::NotPermitted,
-            _ => ConnectError::System(error),
-        })?;
+        let opened = open_link(before.0, container);
         // The number may have passed to another process before the file was open: it has not if the run is the same.
         if run(engine.inspect(container.as_str()).await?)? != before {
             return Err(ConnectError::NotRunning);
         }
+        let link = opened?;
         let (own, its) = (std::fs::metadata("/proc/self/ns/net"), link.metadata());
         let (own, its) = (own.map_err(ConnectError::System)?, its.map_err(ConnectError::System)?);
         if (own.dev(), own.ino()) == (its.dev(), its.ino()) {
             return Err(ConnectError::HostNetwork);
         }
-        Ok(Namespace { link: Arc::new(link), threads: self.threads.clone() })
+        let namespace = Namespace { link: Arc::new(link), threads: self.threads.clone() };
+        namespace.try_entering().await?;
+        Ok(namespace)
     }
+}
+
+/// Opens the network namespace of a process, which must be the container's: where the engine runs in a machine of its own,
+/// the number means nothing or somebody else here.
+fn open_link(process: u32, container: &ContainerId) -> Result<File, ConnectError> {
+    ControlGroup::find(process, container).map_err(|_| ConnectError::Elsewhere)?;
+    File::open(format!("/proc/{process}/ns/net")).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => ConnectError::NotRunning,
+        io::ErrorKind::PermissionDenied => ConnectError::NotPermitted,
+        _ => ConnectError::System(error),
+    })
 }
 
 impl Namespace {
@@ -146,6 +179,12 @@ impl Namespace {
             .into_iter()
             .map(|attempt| async move { matches!(timeout(within, attempt.succeeds()).await, Ok(Ok(true))) });
         Ok(futures::future::join_all(ends).await)
+    }
+
+    /// Whether it can be entered: that its file could be opened does not say so.
+    async fn try_entering(&self) -> Result<(), ConnectError> {
+        let timed_out = || ConnectError::System(io::ErrorKind::TimedOut.into());
+        self.inside(ENTERING, || Ok(())).await.ok_or_else(timed_out)?
     }
 
     /// Runs something on a thread inside the namespace. Nothing, if it takes too long or too many others are waiting.

@@ -22,6 +22,7 @@ use crate::deployment::{Life, Step, Wanted};
 use crate::engine::{Engine, EngineError};
 use crate::possession;
 use crate::profile::container_name;
+use crate::profile::forwarder::forwarder_name;
 use crate::record::{self, Record};
 use crate::room::Inner;
 
@@ -186,6 +187,7 @@ async fn end<E: Engine>(inner: &Inner<E>, record: &Record) -> Result<Round, Trou
         let after = inner.engine.inspect(facts.id.as_str()).await?;
         exit_code = after.and_then(|facts| facts.exit_code);
     }
+    remove_forwarder(inner, record).await?;
     inner
         .change(record.id, move |record| {
             record.exit_code = exit_code;
@@ -195,7 +197,18 @@ async fn end<E: Engine>(inner: &Inner<E>, record: &Record) -> Result<Round, Trou
     Ok(Round::Again)
 }
 
+/// A forwarder ends with its guest; what is left of it goes at once.
+async fn remove_forwarder<E: Engine>(inner: &Inner<E>, record: &Record) -> Result<(), Trouble> {
+    if record.specification.expose.is_some()
+        && let Some(facts) = inner.engine.inspect(&forwarder_name(&record.id)).await?
+    {
+        inner.engine.remove(&facts.id).await?;
+    }
+    Ok(())
+}
+
 async fn remove<E: Engine>(inner: &Inner<E>, record: &Record) -> Result<Round, Trouble> {
+    remove_forwarder(inner, record).await?;
     if let Some(facts) = inner.engine.inspect(&container_name(&record.id)).await? {
         inner.engine.remove(&facts.id).await?;
     }

@@ -15,11 +15,11 @@ use peer_proto::{
     deploy::{Limits, RegistryReference, RuntimeName},
     id::{DeploymentId, Digest},
     query::{LogLine, Usage},
-    unit::Timestamp,
+    unit::{Port, Timestamp},
 };
 
 use crate::{
-    connector::{ConnectError, Namespace},
+    connector::{ConnectError, Network},
     image::configuration::Wishes,
     logflood::LogFile,
     order::Order,
@@ -154,8 +154,9 @@ pub trait Engine: Send + Sync + 'static {
     /// What a running container uses, measured over a moment.
     fn usage(&self, id: &ContainerId, limits: &Limits) -> impl Future<Output = Result<Usage, EngineError>> + Send;
 
-    /// Opens the network of a running container.
-    fn network(&self, id: &ContainerId) -> impl Future<Output = Result<Namespace, ConnectError>> + Send;
+    /// Opens the network of a running container for those who may reach this one port of it: by entering its namespace or,
+    /// where that is not possible, by a forwarder beside it.
+    fn network(&self, id: &ContainerId, port: Port) -> impl Future<Output = Result<Network, ConnectError>> + Send;
 }
 
 /// How a deployment's container is to run.
@@ -326,6 +327,8 @@ pub struct ContainerSummary {
     pub name: String,
     /// Whether it runs, frozen or not.
     pub running: bool,
+    /// Whether it ran and has ended.
+    pub ended: bool,
     /// Its labels. They are never proof of anything: our database is.
     pub labels: std::collections::HashMap<String, String>,
 }

@@ -70,7 +70,7 @@ impl Verified<'_> {
             let message = format!("image {} is not the one that the signed request names", image.digest);
             return Err(Problem::new(Code::NoSuchImage, message));
         }
-        let uid = profile::uid_for(self.order.slot, engine.user_namespace)
+        let uid = profile::uid_for(self.order.slot, engine.user_namespace || engine.rootless)
             .ok_or_else(|| Problem::new(Code::NoCapacity, "no user id is free for one more deployment"))?;
         let specification = &self.request.specification;
         let runtime = isolation::meet(specification, engine)?;

@@ -4,6 +4,7 @@
 //! whatever its way here, can ask for one.
 
 pub(crate) mod advice;
+pub mod forwarder;
 pub mod seccomp;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};

@@ -6,6 +6,7 @@
 
 mod capacity;
 pub mod emergency;
+mod endpoint;
 mod intent;
 mod paused;
 
@@ -20,7 +21,7 @@ use peer_proto::code::{Code, Problem};
 use peer_proto::deploy::{Health, Isolation, Request, RuntimeName, State, Status};
 use peer_proto::id::DeploymentId;
 use peer_proto::query::Usage;
-use peer_proto::unit::{ByteSize, Port, Timestamp};
+use peer_proto::unit::{ByteSize, Timestamp};
 use peer_state::database::{Database, DatabaseError, Tx};
 use peer_trust::authorise::{Held, Share};
 use tokio::sync::{Notify, broadcast};
@@ -28,7 +29,6 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use crate::connector::Namespace;
 use crate::deployment::{Life, Wanted};
 use crate::driver;
 use crate::engine::{ContainerFacts, Engine, EngineError, EngineFacts, LogOptions, LogStream};
@@ -41,6 +41,8 @@ use crate::possession::{self, BroughtImage};
 use crate::profile::container_name;
 use crate::record::{self, Record};
 use crate::wall::{self, Availability, Wall, keep};
+
+pub use endpoint::Endpoint;
 
 /// Changes that a slow listener may lag behind by.
 const CHANGES_KEPT: usize = 1024;
@@ -86,21 +88,6 @@ pub struct Change {
     pub owner: PeerId,
     /// As it is now; `None` if it has been forgotten.
     pub status: Option<Status>,
-}
-
-/// Where a running deployment can be reached.
-#[derive(Debug, Clone)]
-pub struct Endpoint {
-    /// Whose it is.
-    pub owner: PeerId,
-    /// The one port that may be reached.
-    pub port: Port,
-    /// Whether it gets a public name.
-    pub publish: bool,
-    /// Its network.
-    pub namespace: Namespace,
-    /// Ends what visitors have open to it: it is being ended, or runs no more.
-    pub closed: CancellationToken,
 }
 
 /// A deployment that is kept from running, as far as visitors are concerned.
@@ -273,34 +260,6 @@ impl<E: Engine> Room<E> {
     /// Follows all changes.
     pub fn changes(&self) -> broadcast::Receiver<Change> {
         self.inner.changes.subscribe()
-    }
-
-    /// Where a deployment can be reached, if it runs and exposes a port.
-    pub fn endpoint(&self, id: DeploymentId) -> Option<Endpoint> {
-        self.inner.live().get(&id)?.endpoint.clone()
-    }
-
-    /// The deployment's port, for its owner, who must name it right.
-    pub async fn owned_endpoint(&self, owner: PeerId, id: DeploymentId, port: Port) -> Result<Endpoint, Problem> {
-        let record = self.owned(owner, id).await?;
-        match record.specification.expose {
-            None => {
-                let message = "this deployment exposes no port; deploy it with --expose PORT";
-                return Err(Problem::new(Code::PortClosed, message));
-            }
-            Some(exposed) if exposed != port => {
-                let message = format!("this deployment exposes port {exposed}, not {port}");
-                return Err(Problem::new(Code::PortClosed, message));
-            }
-            Some(_) => {}
-        }
-        if let Life::Paused(problem, _) = record.life {
-            return Err(problem);
-        }
-        self.endpoint(id).ok_or_else(|| {
-            let message = format!("the deployment is {}, not running; start it first", record.life.state());
-            Problem::new(Code::WrongState, message)
-        })
     }
 
     /// Notes what a health check found. `None` where nothing runs any more.

@@ -73,7 +73,7 @@ async fn check_one(room: Room<DockerEngine>, id: DeploymentId, check: HealthChec
 }
 
 async fn answers(endpoint: &Endpoint, path: &str) -> bool {
-    let Ok(stream) = endpoint.namespace.connect(endpoint.port, CHECK_DEADLINE).await else { return false };
+    let Ok(stream) = endpoint.network.connect(endpoint.port, CHECK_DEADLINE).await else { return false };
     let Ok((mut sender, connection)) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await else {
         return false;
     };

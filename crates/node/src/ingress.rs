@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{AsyncRead, AsyncReadExt as _};
+use peer_compute::connector::Connection;
 use peer_compute::engine::docker::DockerEngine;
 use peer_compute::room::{Change, Endpoint, Room};
 use peer_net::exchange::{Deadline, ExchangeError, read_frame, write_frame};
@@ -164,7 +165,7 @@ impl Ingress {
         &self,
         gateway: PeerId,
         header: &VisitHeader,
-    ) -> Result<(tokio::net::TcpStream, Endpoint), Problem> {
+    ) -> Result<(Connection, Endpoint), Problem> {
         // A gateway that was never given the lease is told the same as one that names nothing at all.
         let absent = || Problem::new(Code::NoSuchDeployment, "no such deployment is served here");
         let leased = self.leases.borrow().get(&(gateway, header.deployment)).is_some_and(Result::is_ok);
@@ -176,7 +177,7 @@ impl Ingress {
         // Whoever visits: one owner's containers that answer slowly must not keep those of others waiting.
         let share = self.shares.quotas.of(endpoint.owner);
         let _turn = share.connect().await;
-        let connected = endpoint.namespace.connect(endpoint.port, CONNECT_DEADLINE).await;
+        let connected = endpoint.network.connect(endpoint.port, CONNECT_DEADLINE).await;
         connected.map(|container| (container, endpoint.clone())).map_err(|error| error.problem())
     }
 }

@@ -8,7 +8,7 @@ use peer_proto::unit::Timestamp;
 use peer_trust::pause::{Hold, Means};
 
 use super::watch::{ended, judge};
-use super::{Round, Trouble};
+use super::{Round, Trouble, remove_forwarder};
 use crate::deployment::{Life, Step};
 use crate::engine::{ContainerFacts, Engine, EngineError};
 use crate::profile::container_name;
@@ -119,6 +119,10 @@ async fn note<E: Engine>(inner: &Inner<E>, record: &Record, hold: &Hold, frozen:
     match inner.change(record.id, |record| record.step(step)).await {
         Err(Trouble::Final(problem)) if problem.code == peer_proto::code::Code::WrongState => Ok(Round::Again),
         Err(trouble) => Err(trouble),
-        Ok(()) => Ok(Round::Again),
+        Ok(()) => {
+            // Nobody reaches it now, frozen or not: its way in is made anew when it goes on.
+            remove_forwarder(inner, record).await?;
+            Ok(Round::Again)
+        }
     }
 }

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Round, Trouble};
+use crate::connector::ConnectError;
 use crate::deployment::{PAUSE_MAX_MILLISECONDS, Step};
 use crate::engine::{ContainerFacts, ContainerId, Engine, EngineError, Planned};
 use crate::inspect;
@@ -42,7 +43,7 @@ pub(super) async fn start<E: Engine>(
     if let Some(problem) = not_begun(&facts) {
         return Err(problem.into());
     }
-    open_endpoint(inner, record, &facts).await;
+    open_endpoint(inner, record, &facts).await?;
     let at = (inner.options.clock)();
     let restarted = not_before.is_some();
     let started = inner
@@ -218,20 +219,32 @@ fn not_begun(facts: &ContainerFacts) -> Option<Problem> {
 }
 
 /// Opens the container's network for those who may reach its one port.
-pub(super) async fn open_endpoint<E: Engine>(inner: &Inner<E>, record: &Record, facts: &ContainerFacts) {
-    let Some(port) = record.specification.expose else { return };
-    match inner.engine.network(&facts.id).await {
-        Ok(namespace) => {
+pub(super) async fn open_endpoint<E: Engine>(
+    inner: &Inner<E>,
+    record: &Record,
+    facts: &ContainerFacts,
+) -> Result<(), DatabaseError> {
+    let Some(port) = record.specification.expose else { return Ok(()) };
+    match inner.engine.network(&facts.id, port).await {
+        Ok(network) => {
             let publish = record.specification.publish;
             let closed = CancellationToken::new();
             let guard = closed.clone().drop_guard();
-            let endpoint = Endpoint { owner: record.owner, port, publish, namespace, closed };
+            let endpoint = Endpoint { owner: record.owner, port, publish, network, closed };
             if let Some(live) = inner.live().get_mut(&record.id) {
                 live.open = Some(guard);
                 live.endpoint = Some(endpoint);
             }
         }
+        Err(ConnectError::Engine(error @ EngineError::Violated { .. })) => {
+            tracing::error!(deployment = %record.id, %error, "the forwarder to the container may not run");
+            violated(inner, record, error).await?;
+        }
+        Err(error @ (ConnectError::NotPermitted | ConnectError::Elsewhere)) => {
+            tracing::warn!(deployment = %record.id, %error, "the container's network is not reachable");
+        }
         // A container that has ended at once has no network; the watch notices its end.
         Err(error) => tracing::info!(deployment = %record.id, %error, "the container's network is not reachable"),
     }
+    Ok(())
 }

@@ -6,8 +6,10 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::{RETRY, Trouble};
+use crate::deployment::Life;
 use crate::engine::Engine;
-use crate::profile;
+use crate::profile::deployment_of;
+use crate::profile::forwarder::forwarder_of;
 use crate::record;
 use crate::room::Inner;
 use crate::wall::keep;
@@ -48,9 +50,18 @@ async fn tidy_once<E: Engine>(inner: &Inner<E>) -> Result<(), Trouble> {
     // The engine is asked first: a container whose row is made afterwards is not in its list.
     let containers = inner.engine.list(&inner.mark).await?;
     for container in containers {
-        let Some(id) = profile::deployment_of(&container.name) else { continue };
-        if inner.database.write(move |tx| record::find(tx, id)).await?.is_none() {
-            tracing::info!(container = container.name, "removing a container that no deployment knows");
+        let Some(id) = deployment_of(&container.name).or_else(|| forwarder_of(&container.name)) else { continue };
+        let record = inner.database.write(move |tx| record::find(tx, id)).await?;
+        let needed = match &record {
+            None => false,
+            // A guest that rests or is paused keeps its container, and needs no forwarder; nor is one of use that has ended.
+            Some(record) if forwarder_of(&container.name).is_some() => {
+                !container.ended && !matches!(record.life, Life::Stopped | Life::Failed(_) | Life::Paused(..))
+            }
+            Some(_) => true,
+        };
+        if !needed {
+            tracing::info!(container = container.name, "removing a container that no deployment needs");
             inner.engine.remove(&container.id).await?;
         }
     }

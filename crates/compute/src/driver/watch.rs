@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use super::start::{check, open_endpoint};
-use super::{RETRY, Round, Trouble};
+use super::{RETRY, Round, Trouble, remove_forwarder};
 use crate::deployment::{Life, Step, restarts_in_row};
 use crate::engine::{ContainerFacts, Engine, EngineError};
 use crate::profile::advice::{EARLY_MILLISECONDS, advise};
@@ -58,7 +58,7 @@ async fn adopt<E: Engine>(inner: &Inner<E>, record: &Record, facts: &ContainerFa
     judge(inner, record, facts).await?;
     let open = inner.live().get(&record.id).is_none_or(|live| live.endpoint.is_some());
     if !open && record.specification.expose.is_some() {
-        open_endpoint(inner, record, facts).await;
+        open_endpoint(inner, record, facts).await?;
         inner.announce(record);
     }
     Ok(())
@@ -132,6 +132,7 @@ pub(super) async fn ended<E: Engine>(
     since: Timestamp,
     facts: Option<ContainerFacts>,
 ) -> Result<Round, Trouble> {
+    remove_forwarder(inner, record).await?;
     let at = (inner.options.clock)();
     let exit_code = facts.as_ref().and_then(|facts| facts.exit_code);
     let out_of_memory = facts.is_some_and(|facts| facts.out_of_memory);

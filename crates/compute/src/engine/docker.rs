@@ -2,9 +2,11 @@
 //!
 //! Each call opens a connection of its own, so that a restart of the engine heals by itself.
 
+mod attach;
 mod containers;
 mod disk;
 mod failure;
+mod forwarding;
 mod guest_image;
 mod host;
 mod images;
@@ -30,6 +32,7 @@ use peer_proto::{
     deploy::{Limits, RegistryReference, RuntimeName},
     id::{DeploymentId, Digest},
     query::Usage,
+    unit::Port,
 };
 use tokio::time::timeout;
 
@@ -38,7 +41,7 @@ use super::{
     GrowthStream, ImageChain, ImageFacts, LogOptions, LogStream, NetworkFacts, NetworkPlan, Planned, PullProgress,
     ResolverSockets, Target,
 };
-use crate::connector::{ConnectError, Connector, Namespace};
+use crate::connector::{ConnectError, Connector, Network};
 use crate::guest_program::GuestProgram;
 use crate::order::Order;
 use crate::wall::nft::{Nft, NftError};
@@ -104,6 +107,11 @@ impl DockerEngine {
     #[must_use]
     pub fn with_runtime(self, runtime: Option<RuntimeName>) -> Self {
         Self { runtime, ..self }
+    }
+
+    /// The same engine once more, for something that outlives a call.
+    fn another(&self) -> Self {
+        Self { guest: self.guest.another(), ..Self::new(&self.socket) }
     }
 
     /// Where it listens.
@@ -279,8 +287,13 @@ impl Engine for DockerEngine {
         self.measure(id, limits).await
     }
 
-    async fn network(&self, id: &ContainerId) -> Result<Namespace, ConnectError> {
-        self.connector.open(self, id).await
+    async fn network(&self, id: &ContainerId, port: Port) -> Result<Network, ConnectError> {
+        match self.connector.open(self, id).await {
+            Err(ConnectError::NotPermitted | ConnectError::Elsewhere) if self.guest_program().is_some() => {
+                self.forwarded(id, port).await
+            }
+            entered => entered.map(Network::Entered),
+        }
     }
 }
 

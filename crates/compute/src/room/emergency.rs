@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::Room;
 use crate::engine::{ContainerSummary, Engine, EngineError, LogOptions};
+use crate::profile::forwarder::forwarder_of;
 use crate::profile::{container_name, deployment_of};
 use crate::record;
 
@@ -119,10 +120,11 @@ async fn kill_each<E: Engine>(engine: &E, running: &[ContainerSummary], killed: 
     }
 }
 
-/// Containers that bear our mark and the name of a deployment, and run.
+/// Containers that bear our mark and the name of a deployment or its forwarder, and run.
 async fn running<E: Engine>(engine: &E, mark: &str) -> Result<Vec<ContainerSummary>, EngineError> {
     let mut containers = engine.list(mark).await?;
-    containers.retain(|container| container.running && deployment_of(&container.name).is_some());
+    let ours = |name: &str| deployment_of(name).or_else(|| forwarder_of(name)).is_some();
+    containers.retain(|container| container.running && ours(&container.name));
     Ok(containers)
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
+use peer_compute::connector::Connection;
 use peer_compute::engine::docker::DockerEngine;
 use peer_compute::engine::{LogOptions, LogStream};
 use peer_compute::room::Room;
@@ -164,7 +165,7 @@ pub(super) async fn forward(
             room(daemon, node, peer)?.owned_endpoint(peer, header.deployment, header.port).await?
         };
         let _turn = share.connect().await;
-        endpoint.namespace.connect(endpoint.port, CONNECT_DEADLINE).await.map_err(|error| error.problem())
+        endpoint.network.connect(endpoint.port, CONNECT_DEADLINE).await.map_err(|error| error.problem())
     };
     join_streams(stream, connected.await, &Pace::of(&daemon.bandwidth, peer)).await
 }
@@ -172,7 +173,7 @@ pub(super) async fn forward(
 /// Tells the other side whether the container's port is open, and then carries bytes both ways, at this pace.
 pub(crate) async fn join_streams(
     mut stream: Stream,
-    connected: Result<tokio::net::TcpStream, Problem>,
+    connected: Result<Connection, Problem>,
     pace: &Pace,
 ) -> Result<(), ExchangeError> {
     let deadline = Deadline::after(FRAME_DEADLINE);
@@ -182,7 +183,6 @@ pub(crate) async fn join_streams(
             stream.close().await.map_err(ExchangeError::Broken)
         }
         Ok(container) => {
-            drop(container.set_nodelay(true));
             write_frame(&mut stream, &StreamReply::Open, CONTROL_FRAME_MAX, deadline).await?;
             let mut stream = Paced::new(stream.into_tokio(), pace.clone());
             let mut container = Paced::new(container, pace.clone());

@@ -11,7 +11,7 @@ const HARMLESS: [&str; 8] =
     ["status_", "devices", "block_devices", "interfaces", "mounts", "processes", "root_of_init", "memory_of_parent"];
 
 /// The report of a probe that runs under this name.
-fn report(pair: &Pair, name: &str) -> Vec<Value> {
+pub(crate) fn report(pair: &Pair, name: &str) -> Vec<Value> {
     let forward = pair.alice.forward(name, 8080);
     let answer = eventually("the probe answers", || Some(forward.get("/")).filter(|answer| answer.status == 200));
     serde_json::from_slice(&answer.body).unwrap()
@@ -28,7 +28,7 @@ fn deploy(pair: &Pair, name: &str, flags: &[&str]) -> String {
 }
 
 /// Addresses that a guest must not reach: a service on every address of this machine, the LAN, metadata, the internet.
-fn targets(port: u16) -> String {
+pub(crate) fn targets(port: u16) -> String {
     let own = UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
         socket.connect("192.0.2.1:9")?;
         socket.local_addr()
@@ -50,6 +50,16 @@ fn targets(port: u16) -> String {
     .join(",")
 }
 
+/// Nothing succeeded of what the probe tried.
+pub(crate) fn assert_nothing_reached(report: &[Value]) {
+    for line in report {
+        let name = line["probe"].as_str().unwrap();
+        // The kernel names its symbols here, without their addresses.
+        let expected = HARMLESS.iter().any(|harmless| name.starts_with(harmless)) || name == "read /proc/kallsyms";
+        assert!(expected || line["succeeded"] == false, "{line}");
+    }
+}
+
 #[test]
 fn v4_v4n_a_guest_reaches_nothing_outside_its_container() {
     let pair = Pair::start();
@@ -59,12 +69,7 @@ fn v4_v4n_a_guest_reaches_nothing_outside_its_container() {
     let targets = format!("PROBE_TARGETS={}", targets(service.local_addr().unwrap().port()));
     deploy(&pair, "probe", &["-e", &targets]);
     let report = report(&pair, "probe");
-    for line in &report {
-        let name = line["probe"].as_str().unwrap();
-        // The kernel names its symbols here, without their addresses.
-        let expected = HARMLESS.iter().any(|harmless| name.starts_with(harmless)) || name == "read /proc/kallsyms";
-        assert!(expected || line["succeeded"] == false, "{line}");
-    }
+    assert_nothing_reached(&report);
     for name in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
         assert_eq!(detail(&report, &format!("status_{name}")), "0000000000000000");
     }

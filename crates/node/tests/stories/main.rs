@@ -13,6 +13,7 @@ mod doctor;
 mod emergency;
 mod engines;
 mod floods;
+mod forwarder;
 mod gateway;
 mod identity;
 mod images;

@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use bollard::{
     Docker,
     errors::Error,
-    models::{ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummaryStateEnum},
+    models::{ContainerCreateBody, ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummaryStateEnum},
     query_parameters::{
         CreateContainerOptionsBuilder, InspectContainerOptions, KillContainerOptionsBuilder,
         ListContainersOptionsBuilder, RemoveContainerOptionsBuilder, StartContainerOptions,
@@ -13,6 +13,7 @@ use bollard::{
     },
 };
 use futures::StreamExt;
+use peer_proto::id::Digest;
 use tokio::time::timeout;
 
 use super::{CHANGE, DockerEngine, LOOK_UP, call, failure, logs::parse_time};
@@ -23,9 +24,18 @@ use crate::{
 
 impl DockerEngine {
     pub(super) async fn create_container(&self, plan: &ContainerPlan) -> Result<ContainerId, EngineError> {
-        let name = plan.name();
-        let options = CreateContainerOptionsBuilder::default().name(&name).build();
-        let creation = self.client()?.create_container(Some(options), profile::body(plan));
+        self.create_body(&plan.name(), &plan.image(), profile::body(plan)).await
+    }
+
+    /// Makes a container of what a profile of ours has built.
+    pub(super) async fn create_body(
+        &self,
+        name: &str,
+        image: &Digest,
+        body: ContainerCreateBody,
+    ) -> Result<ContainerId, EngineError> {
+        let options = CreateContainerOptionsBuilder::default().name(name).build();
+        let creation = self.client()?.create_container(Some(options), body);
         match timeout(CHANGE, creation).await.map_err(|_| EngineError::TimedOut { operation: "create container" })? {
             Ok(answer) => {
                 for warning in answer.warnings {
@@ -34,8 +44,8 @@ impl DockerEngine {
                 answer.id.parse()
             }
             Err(error) => Err(match failure::status(&error) {
-                Some(404) => EngineError::NoSuchImage { image: plan.image().to_string() },
-                Some(409) => EngineError::AlreadyExists { container: name },
+                Some(404) => EngineError::NoSuchImage { image: image.to_string() },
+                Some(409) => EngineError::AlreadyExists { container: name.to_owned() },
                 _ => failure::translate("create container", error),
             }),
         }
@@ -123,6 +133,7 @@ impl DockerEngine {
                     found.state,
                     Some(ContainerSummaryStateEnum::RUNNING | ContainerSummaryStateEnum::PAUSED)
                 ),
+                ended: found.state == Some(ContainerSummaryStateEnum::EXITED),
                 labels: found.labels.unwrap_or_default(),
             })
         };

@@ -1,7 +1,7 @@
 //! The image of the program that runs inside containers' networks: brought into the engine when it is first needed, and
 //! taken out when another version of the program has taken its place.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use bollard::query_parameters::ListImagesOptionsBuilder;
 use peer_proto::{
@@ -16,16 +16,20 @@ use crate::{
     guest_program::{GuestProgram, LABEL},
 };
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct GuestImage {
     program: Option<GuestProgram>,
     /// Whether it has been brought and others have been looked for; held while that is done.
-    brought: Mutex<bool>,
+    brought: Arc<Mutex<bool>>,
 }
 
 impl GuestImage {
     pub(super) fn of(program: GuestProgram) -> Self {
-        Self { program: Some(program), brought: Mutex::default() }
+        Self { program: Some(program), ..Self::default() }
+    }
+
+    pub(super) fn another(&self) -> Self {
+        self.clone()
     }
 }
 

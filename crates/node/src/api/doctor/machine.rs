@@ -1,10 +1,17 @@
 //! The machine under the daemon: its rights and its disk.
 
+use peer_compute::connector::Network;
+use peer_compute::guest_program::GuestProgram;
+use peer_compute::profile::forwarder;
+use peer_compute::room::Room;
 use peer_proto::control::Finding;
 use peer_proto::unit::format_bytes;
 
-use super::{Examined, failure, ok, warning};
+use super::{Examined, failure, note, ok, warning};
 use crate::daemon::Daemon;
+
+/// What a forwarder costs, as measured (`bench/README.md`).
+const FORWARDER_COST: &str = "some 2 MiB of it in use";
 
 /// Below this the disk is as good as full (bytes).
 const DISK_FAILURE: u64 = 256 << 20;
@@ -12,25 +19,50 @@ const DISK_FAILURE: u64 = 256 << 20;
 const DISK_WARNING: u64 = 4 << 30;
 
 pub(super) fn check(examined: &Examined) -> Vec<Finding> {
-    vec![rights(&examined.daemon), disk(&examined.daemon)]
+    vec![rights(examined), disk(&examined.daemon)]
+}
+
+/// By which way containers' ports are reached, and what it costs.
+fn rights(examined: &Examined) -> Finding {
+    const CHECK: &str = "rights";
+    let settings = &examined.daemon.settings;
+    if settings.engine_socket.is_none() {
+        return ok(CHECK, "no containers run here, so no rights are needed");
+    }
+    let room = examined.node.as_ref().ok().and_then(|node| node.room.as_ref());
+    let open = room.map(Room::endpoints).unwrap_or_default();
+    let forwarded = open.iter().filter(|endpoint| matches!(endpoint.network, Network::Forwarded(_))).count();
+    if forwarded == 0 && (!open.is_empty() || may_enter_namespaces()) {
+        return ok(CHECK, "the daemon enters containers' network namespaces, which costs next to nothing");
+    }
+    match GuestProgram::read(&settings.guest_program) {
+        Ok(_) => note(
+            CHECK,
+            format!(
+                "the daemon may not enter containers' network namespaces, so that a forwarder carries what comes to a \
+                 port: one more container beside each deployment that exposes one ({forwarded} now), {FORWARDER_COST}, \
+                 with at most {} of memory",
+                format_bytes(forwarder::MEMORY)
+            ),
+            "run peerd as root to do without forwarders",
+        ),
+        Err(error) => {
+            let message = format!(
+                "the daemon may not enter containers' network namespaces, so that no port can be reached, and {error}"
+            );
+            failure(CHECK, message, "install peer-guest beside peerd, run peerd as root, or set `engine = \"none\"`")
+        }
+    }
 }
 
 /// Entering a container's network namespace takes these two capabilities.
-fn rights(daemon: &Daemon) -> Finding {
-    const CHECK: &str = "rights";
+fn may_enter_namespaces() -> bool {
     const SYS_ADMIN: u64 = 1 << 21;
     const SYS_PTRACE: u64 = 1 << 19;
-    if daemon.settings.engine_socket.is_none() {
-        return ok(CHECK, "no containers run here, so no rights are needed");
-    }
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let held = effective.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok()).unwrap_or(0);
-    if held & SYS_ADMIN != 0 && held & SYS_PTRACE != 0 {
-        return ok(CHECK, "the daemon may enter containers' network namespaces");
-    }
-    let message = "the daemon may not enter containers' network namespaces, so that no port can be reached";
-    failure(CHECK, message, "run peerd as root, or set `engine = \"none\"`")
+    held & SYS_ADMIN != 0 && held & SYS_PTRACE != 0
 }
 
 fn disk(daemon: &Daemon) -> Finding {

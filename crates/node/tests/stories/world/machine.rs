@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -151,6 +153,8 @@ pub(crate) struct Machine {
     arguments: Vec<String>,
     /// The network namespace in which the daemon runs, if it has one of its own.
     namespace: Option<String>,
+    /// The user and group as which the daemon runs, if not as root.
+    user: Option<(u32, u32)>,
     daemon: Option<Running>,
     has_engine: bool,
 }
@@ -204,12 +208,20 @@ impl Machine {
         arguments.extend(flags.iter().map(|flag| (*flag).to_owned()));
         let has_engine = !flags.contains(&"none");
         let (name, peer_id) = (name.to_owned(), String::new());
-        Self { name, peer_id, address, root, arguments, namespace: None, daemon: None, has_engine }
+        Self { name, peer_id, address, root, arguments, namespace: None, user: None, daemon: None, has_engine }
     }
 
     /// Has the daemon run in this network namespace.
     pub(crate) fn within(mut self, namespace: &str) -> Self {
         self.namespace = Some(namespace.to_owned());
+        self
+    }
+
+    /// Has the daemon run as a user without any rights but those of the group that the engine's socket belongs to.
+    pub(crate) fn as_user(mut self, user: u32) -> Self {
+        let group = std::fs::metadata("/var/run/docker.sock").unwrap().gid();
+        chown(self.root.path(), Some(user), Some(group)).unwrap();
+        self.user = Some((user, group));
         self
     }
 
@@ -243,6 +255,9 @@ impl Machine {
             }
             None => Command::new(peerd),
         };
+        if let Some((user, group)) = self.user {
+            command.uid(user).gid(group);
+        }
         Running::start(command.args(&self.arguments))
     }
 

@@ -76,6 +76,18 @@ impl Pair {
         pair
     }
 
+    /// The same with a provider's daemon that is not root.
+    pub(crate) fn without_root() -> Self {
+        /// A user whom nobody else is.
+        const USER: u32 = 48_123;
+        let mut bob = Machine::prepared("bob", &[]).as_user(USER);
+        bob.up();
+        bob.init();
+        let pair = Self { alice: Machine::without_engine("alice"), bob, files: Files::new() };
+        pair.alice.join(&pair.bob, &["--max-cpu", "2", "--max-memory", "2g", "--max-containers", "8"]);
+        pair
+    }
+
     /// Deploys the example without a gateway, and gives its id.
     pub(crate) fn hello(&self, name: &str, flags: &[&str]) -> String {
         self.alice.deploy_to("bob", &self.files.write(&hello()), name, flags)
@@ -90,7 +102,12 @@ pub(crate) struct Trio {
 
 impl Trio {
     pub(crate) fn start() -> Self {
-        let (pair, gate) = (Pair::start(), Gate::start());
+        Self::of(Pair::start())
+    }
+
+    /// This pair and a gateway.
+    pub(crate) fn of(pair: Pair) -> Self {
+        let gate = Gate::start();
         gate.admit(&pair.bob);
         Self { pair, gate }
     }
