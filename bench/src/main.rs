@@ -1,7 +1,7 @@
 //! Drives the real programs and a real engine: prints the figures that are promised, and the endurance run.
 //!
 //! [`world`] runs two peers and a gateway, [`counter`] counts what travels between them, [`engine`] is the comparison,
-//! [`http`] the visitor, [`system`] the kernel's view; [`measure`] makes the table, [`cycles`] the endurance run.
+//! [`http`] the visitor, [`system`] the kernel's view; [`measure`] makes the table, [`ways`] a smaller one, [`cycles`] the endurance run.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool speaks on its standard streams")]
 
@@ -13,6 +13,7 @@ mod http;
 mod image;
 mod measure;
 mod system;
+mod ways;
 mod world;
 
 use std::{
@@ -39,6 +40,17 @@ enum Task {
         rounds: usize,
         /// Size of the download (MiB).
         #[arg(long, default_value_t = 1024)]
+        download: u64,
+    },
+    /// Compares a daemon that enters containers' networks with one that is not root and needs forwarders.
+    Ways {
+        #[command(flatten)]
+        place: Place,
+        /// Deployments to start by each way; the median counts.
+        #[arg(long, default_value_t = 10)]
+        rounds: usize,
+        /// Size of the download (MiB).
+        #[arg(long, default_value_t = 512)]
         download: u64,
     },
     /// Deploys and removes while the daemon is killed at random moments, then looks for anything left behind.
@@ -77,7 +89,8 @@ pub(crate) fn say(text: &str) {
 
 fn main() -> ExitCode {
     let done = match Task::parse() {
-        Task::Measure { place, rounds, download } => run_measure(&place, rounds, download),
+        Task::Measure { place, rounds, download } => run_measure(&place, rounds, download, measure::run),
+        Task::Ways { place, rounds, download } => run_measure(&place, rounds, download, ways::run),
         Task::Cycles { place, count, seed } => run_cycles(&place, count, seed),
     };
     match done {
@@ -89,13 +102,18 @@ fn main() -> ExitCode {
     }
 }
 
-fn run_measure(place: &Place, rounds: usize, mebibytes: u64) -> Result<ExitCode, Failure> {
+fn run_measure(
+    place: &Place,
+    rounds: usize,
+    mebibytes: u64,
+    run: fn(&measure::Plan) -> Result<Vec<measure::Figure>, Failure>,
+) -> Result<ExitCode, Failure> {
     if rounds == 0 || mebibytes == 0 {
         return Err("--rounds and --download must be at least 1".into());
     }
     let download = mebibytes.checked_mul(1 << 20).ok_or("--download is too large")?;
     let plan = measure::Plan { rounds, download, engine: place.engine_socket.clone(), programs: place.programs()? };
-    print!("{}", measure::table(&measure::run(&plan)?));
+    print!("{}", measure::table(&run(&plan)?));
     Ok(ExitCode::SUCCESS)
 }
 

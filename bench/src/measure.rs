@@ -41,18 +41,18 @@ pub(crate) struct Plan {
 
 /// One line of the table.
 pub(crate) struct Figure {
-    what: &'static str,
-    ours: String,
-    other: String,
-    ratio: String,
-    target: &'static str,
-    met: Option<bool>,
+    pub(crate) what: &'static str,
+    pub(crate) ours: String,
+    pub(crate) other: String,
+    pub(crate) ratio: String,
+    pub(crate) target: &'static str,
+    pub(crate) met: Option<bool>,
 }
 
 /// A deployment that alice has made.
-struct Deployed {
-    id: String,
-    url: String,
+pub(crate) struct Deployed {
+    pub(crate) id: String,
+    pub(crate) url: String,
     bytes_sent: u64,
 }
 
@@ -93,7 +93,7 @@ fn figures(plan: &Plan, world: &mut World) -> Result<Vec<Figure>, Failure> {
     Ok(all)
 }
 
-fn deploy(world: &mut World, archive: &str, name: &str, further: &[&str]) -> Result<Deployed, Failure> {
+pub(crate) fn deploy(world: &mut World, archive: &str, name: &str, further: &[&str]) -> Result<Deployed, Failure> {
     let port = PORT.to_string();
     let mut arguments = vec!["deploy", archive, "--peer", "bob", "--name", name, "--expose", &port, "--json"];
     arguments.extend(further);
@@ -102,7 +102,7 @@ fn deploy(world: &mut World, archive: &str, name: &str, further: &[&str]) -> Res
     Ok(Deployed { id: text("id")?, url: text("url")?, bytes_sent: said["bytes_sent"].as_u64().unwrap_or(0) })
 }
 
-fn first_page(door: &Door, url: &str) -> Result<(), Failure> {
+pub(crate) fn first_page(door: &Door, url: &str) -> Result<(), Failure> {
     wait_for("the first 200 through the gateway", FIRST_PAGE, || {
         Ok(door.connect(url).and_then(|mut client| client.get("/")).is_ok_and(|page| page.status == 200))
     })
@@ -246,7 +246,7 @@ fn requests(door: &Door, url: &str, process: u32) -> Result<Figure, Failure> {
     })
 }
 
-fn request_rate(connect: impl Fn() -> Result<Client, Failure>) -> Result<u64, Failure> {
+pub(crate) fn request_rate(connect: impl Fn() -> Result<Client, Failure>) -> Result<u64, Failure> {
     let (done, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
     let ready = Arc::new(Barrier::new(CONNECTIONS + 1));
     let mut threads = Vec::new();
@@ -280,13 +280,13 @@ fn request_rate(connect: impl Fn() -> Result<Client, Failure>) -> Result<u64, Fa
 }
 
 /// The middle one, or the lower of the two in the middle.
-fn median<T: Ord + Copy>(all: &mut [T]) -> T {
+pub(crate) fn median<T: Ord + Copy>(all: &mut [T]) -> T {
     all.sort_unstable();
     all[(all.len() - 1) / 2]
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a quotient for people, of numbers far below 2^52")]
-fn quotient(one: u64, other: u64) -> f64 {
+pub(crate) fn quotient(one: u64, other: u64) -> f64 {
     one as f64 / other as f64
 }
 

@@ -4,7 +4,11 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     net::{Ipv4Addr, TcpListener},
-    os::unix::net::UnixStream,
+    os::unix::{
+        fs::{PermissionsExt, chown},
+        net::UnixStream,
+        process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -30,13 +34,21 @@ pub(crate) struct Daemon {
     program: PathBuf,
     arguments: Vec<OsString>,
     log: PathBuf,
+    user: Option<User>,
     child: Child,
 }
 
+/// A user who is not root.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct User {
+    pub(crate) user: u32,
+    pub(crate) group: u32,
+}
+
 impl Daemon {
-    fn start(program: PathBuf, arguments: Vec<OsString>, log: PathBuf) -> Result<Self, Failure> {
-        let child = spawn(&program, &arguments, &log)?;
-        Ok(Self { program, arguments, log, child })
+    fn start(program: PathBuf, arguments: Vec<OsString>, log: PathBuf, user: Option<User>) -> Result<Self, Failure> {
+        let child = spawn(&program, &arguments, &log, user)?;
+        Ok(Self { program, arguments, log, user, child })
     }
 
     /// Its process id.
@@ -68,7 +80,7 @@ impl Daemon {
 
     /// Starts it again with the same arguments.
     fn start_again(&mut self) -> Result<(), Failure> {
-        self.child = spawn(&self.program, &self.arguments, &self.log)?;
+        self.child = spawn(&self.program, &self.arguments, &self.log, self.user)?;
         Ok(())
     }
 }
@@ -80,10 +92,13 @@ impl Drop for Daemon {
     }
 }
 
-fn spawn(program: &Path, arguments: &[OsString], log: &Path) -> Result<Child, Failure> {
+fn spawn(program: &Path, arguments: &[OsString], log: &Path, user: Option<User>) -> Result<Child, Failure> {
     let log = File::options().create(true).append(true).open(log)?;
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    if let Some(User { user, group }) = user {
+        command.uid(user).gid(group);
+    }
     command.spawn().map_err(|error| format!("cannot start {}: {error}; build it first", program.display()).into())
 }
 
@@ -151,9 +166,16 @@ pub(crate) struct World {
 impl World {
     /// Starts everybody and introduces them to each other.
     pub(crate) fn start(programs: &Path, engine: &str) -> Result<Self, Failure> {
+        Self::start_as(programs, engine, None)
+    }
+
+    /// The same, with bob's daemon as another user than this program's.
+    pub(crate) fn start_as(programs: &Path, engine: &str, user: Option<User>) -> Result<Self, Failure> {
         let directory = tempfile::Builder::new().prefix("peer-bench.").tempdir()?;
-        let (alice, of_alice) = peer(programs, directory.path(), "alice", &["--engine", "none"])?;
-        let (bob, of_bob) = peer(programs, directory.path(), "bob", &["--engine-socket", engine])?;
+        // Bob's own directory is below it.
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o711))?;
+        let (alice, of_alice) = peer(programs, directory.path(), "alice", &["--engine", "none"], None)?;
+        let (bob, of_bob) = peer(programs, directory.path(), "bob", &["--engine-socket", engine], user)?;
         let (gateway, door) = gateway(programs, directory.path())?;
         let counters = [of_alice, of_bob];
         let programs = programs.to_owned();
@@ -276,9 +298,18 @@ fn free_port() -> Result<u16, Failure> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
-fn peer(programs: &Path, directory: &Path, name: &str, further: &[&str]) -> Result<(Daemon, Counter), Failure> {
+fn peer(
+    programs: &Path,
+    directory: &Path,
+    name: &str,
+    further: &[&str],
+    user: Option<User>,
+) -> Result<(Daemon, Counter), Failure> {
     let home = directory.join(name);
     fs::create_dir_all(&home)?;
+    if let Some(User { user, group }) = user {
+        chown(&home, Some(user), Some(group))?;
+    }
     let port = free_port()?;
     let (counted, counter) = counter::start(port)?;
     let mut arguments: Vec<OsString> = vec!["--data-dir".into(), home.clone().into()];
@@ -286,7 +317,7 @@ fn peer(programs: &Path, directory: &Path, name: &str, further: &[&str]) -> Resu
     arguments.extend(["--listen".into(), format!("/ip4/127.0.0.1/tcp/{port}").into()]);
     arguments.extend(["--announce".into(), format!("/ip4/127.0.0.1/tcp/{counted}").into()]);
     arguments.extend(further.iter().map(OsString::from));
-    let daemon = Daemon::start(programs.join("peerd"), arguments, directory.join(format!("{name}.log")))?;
+    let daemon = Daemon::start(programs.join("peerd"), arguments, directory.join(format!("{name}.log")), user)?;
     Ok((daemon, counter))
 }
 
@@ -303,7 +334,7 @@ fn gateway(programs: &Path, directory: &Path) -> Result<(Daemon, Door), Failure>
         ["--requests-per-second-per-name", "1000000"],
     ];
     let arguments = arguments.concat().iter().map(OsString::from).collect();
-    let daemon = Daemon::start(programs.join("peergate"), arguments, directory.join("gateway.log"))?;
+    let daemon = Daemon::start(programs.join("peergate"), arguments, directory.join("gateway.log"), None)?;
     let mut authority = None;
     wait_for("the gateway", START, || {
         let information = gateway_information(programs, &home).unwrap_or_default();

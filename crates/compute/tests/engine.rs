@@ -200,6 +200,10 @@ async fn v5_fork_bomb_stays_inside_and_usage_is_measured() {
         }
     }
     let usage = measured.unwrap();
+    // The engine's own figures, for a daemon that sees no file of the host's.
+    let by_engine = fixture.engine.usage_by_engine(&container.id, &small()).await.unwrap();
+    assert!(by_engine.pids <= 20 && by_engine.cpu_microseconds >= usage.cpu_microseconds, "{by_engine:?} {usage:?}");
+    assert!(by_engine.memory_bytes > 0 && by_engine.memory_bytes <= 32 << 20, "{by_engine:?}");
     assert!(usage.cpu_microseconds > 0 && usage.memory_bytes > 0 && usage.memory_bytes <= 32 << 20, "{usage:?}");
     container.remove().await;
     let gone = usage::measure(pid, &container.id, &small(), Duration::ZERO).await;

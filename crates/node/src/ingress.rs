@@ -161,11 +161,7 @@ impl Ingress {
         closed.run_until_cancelled(join_streams(stream, connected, &pace)).await.unwrap_or(Err(ExchangeError::Ended))
     }
 
-    async fn connect(
-        &self,
-        gateway: PeerId,
-        header: &VisitHeader,
-    ) -> Result<(Connection, Endpoint), Problem> {
+    async fn connect(&self, gateway: PeerId, header: &VisitHeader) -> Result<(Connection, Endpoint), Problem> {
         // A gateway that was never given the lease is told the same as one that names nothing at all.
         let absent = || Problem::new(Code::NoSuchDeployment, "no such deployment is served here");
         let leased = self.leases.borrow().get(&(gateway, header.deployment)).is_some_and(Result::is_ok);

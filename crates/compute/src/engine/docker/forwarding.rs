@@ -94,7 +94,7 @@ impl DockerEngine {
         self.start_container(&id).await?;
         carry(attached, progress).await;
         self.remove_container(&id).await?;
-        Ok(self.running(&served.guest).await?.filter(still).is_some())
+        Ok(self.running(&served.guest).await?.as_ref().is_some_and(still))
     }
 
     /// Makes a forwarder in the place of any other, and removes it again if the engine reports something else.

@@ -1,7 +1,12 @@
 //! What the host shows of containers and the engine does not: their first program, their log file, what they use. Where it
 //! shows nothing (another user's files, or an engine in a machine of its own), the engine is asked for what it knows.
 
-use std::{ffi::OsString, io, path::PathBuf, time::Duration};
+use std::{
+    ffi::OsString,
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use bollard::{
     Docker,
@@ -98,12 +103,10 @@ impl DockerEngine {
 }
 
 /// Whether the file can be looked at. While the engine begins a new one there is none for a moment, but its directory is.
-fn is_seen(path: &std::path::Path) -> bool {
+fn is_seen(path: &Path) -> bool {
     match LogFile::read(path) {
         Ok(_) => true,
-        Err(error) => {
-            error.kind() == io::ErrorKind::NotFound && path.parent().is_some_and(|directory| directory.is_dir())
-        }
+        Err(error) => error.kind() == io::ErrorKind::NotFound && path.parent().is_some_and(Path::is_dir),
     }
 }
 

@@ -218,7 +218,7 @@ impl Machine {
     }
 
     /// Has the daemon run as a user without any rights but those of the group that the engine's socket belongs to.
-    pub(crate) fn as_user(mut self, user: u32) -> Self {
+    pub(crate) fn run_by(mut self, user: u32) -> Self {
         let group = std::fs::metadata("/var/run/docker.sock").unwrap().gid();
         chown(self.root.path(), Some(user), Some(group)).unwrap();
         self.user = Some((user, group));

@@ -80,7 +80,7 @@ impl Pair {
     pub(crate) fn without_root() -> Self {
         /// A user whom nobody else is.
         const USER: u32 = 48_123;
-        let mut bob = Machine::prepared("bob", &[]).as_user(USER);
+        let mut bob = Machine::prepared("bob", &[]).run_by(USER);
         bob.up();
         bob.init();
         let pair = Self { alice: Machine::without_engine("alice"), bob, files: Files::new() };
