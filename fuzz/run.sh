@@ -14,7 +14,7 @@ case "$SECONDS_EACH" in
     ;;
 esac
 TARGETS=("${@:2}")
-[ "${#TARGETS[@]}" -gt 0 ] || TARGETS=(frames envelope introduction texts image_configuration dns layer archive http)
+[ "${#TARGETS[@]}" -gt 0 ] || TARGETS=(frames envelope introduction statement texts image_configuration dns layer archive http)
 
 # Coverage counters for libFuzzer, by stable flags of the compiler.
 COVERAGE="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \

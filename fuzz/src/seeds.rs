@@ -17,6 +17,7 @@ use peer_proto::{
     identity::Sealed,
     join::{self, JoinReply},
     query::{Answer, Call, Capacity, ForwardHeader, Hello, LogFrame, LogLine, LogsQuery, Output, Query, StreamReply},
+    statement::Statement,
     tunnel::{LeaseReply, LeaseRequest, VisitHeader},
     unit::{ByteSize, Millicores, Port},
 };
@@ -27,6 +28,7 @@ fn main() -> io::Result<()> {
     frames()?;
     signed()?;
     introductions()?;
+    statements()?;
     layers()
 }
 
@@ -121,6 +123,22 @@ fn signed() -> io::Result<()> {
     let want = reply(Event::Want(vec![Digest([8; 32])]));
     write("envelope", "reply_statement", &frame::encode(&want))?;
     write("envelope", "reply_sealed", &envelope::seal_reply(&bob(), &want))
+}
+
+fn statements() -> io::Result<()> {
+    let (old, new, recovery) = (alice(), bob(), ticket());
+    let card = Card::new(&new, "alice".parse().expect("a name"), &[], recovery.public_key(), NOW);
+    let card = SignedCard::sign(&new, card);
+    let all = [
+        Statement::rotate(&old, &new, &card, 1, NOW),
+        Statement::replace(&recovery, &new, &card, vec![old.peer_id()], NOW),
+        Statement::revoke(&recovery, old.peer_id(), NOW),
+    ];
+    for statement in all {
+        write("statement", statement.kind(), statement.as_bytes())?;
+        write("statement", &format!("{}_text", statement.kind()), statement.to_string().as_bytes())?;
+    }
+    Ok(())
 }
 
 fn introductions() -> io::Result<()> {

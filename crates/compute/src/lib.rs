@@ -26,5 +26,6 @@ pub mod possession;
 pub mod profile;
 pub mod record;
 pub mod room;
+pub mod succession;
 pub mod usage;
 pub mod wall;

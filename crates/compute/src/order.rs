@@ -21,7 +21,7 @@ use crate::{
 /// Asks for the container of one deployment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Order {
-    /// Whose it is.
+    /// Whose it is, by the key that signed.
     pub owner: PeerId,
     /// The machine that the request was made for.
     pub audience: PeerId,

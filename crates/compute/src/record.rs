@@ -20,7 +20,7 @@ use crate::wall::rows;
 /// This room's tables.
 pub const SCHEMA: Schema = Schema {
     room: "compute",
-    steps: &[TABLES, possession::TABLES, MARK, MADE, possession::PULLS, KEPT, REASON, rows::TABLE],
+    steps: &[TABLES, possession::TABLES, MARK, MADE, possession::PULLS, KEPT, REASON, rows::TABLE, SIGNERS],
 };
 
 const TABLES: &str = "
@@ -49,6 +49,9 @@ const MARK: &str = "CREATE TABLE room_mark (id INTEGER PRIMARY KEY CHECK (id = 1
 const MADE: &str = "CREATE TABLE container (
         deployment BLOB PRIMARY KEY, told TEXT NOT NULL
     ) STRICT;";
+
+/// Whose signature the kept request of a deployment bears, where its owner has another key by now.
+const SIGNERS: &str = "CREATE TABLE request_signer (deployment BLOB PRIMARY KEY, signer BLOB NOT NULL) STRICT;";
 
 const KEPT: &str = "CREATE TABLE kept_request (
         deployment BLOB PRIMARY KEY, audience BLOB NOT NULL, envelope BLOB NOT NULL
@@ -282,8 +285,31 @@ pub(crate) fn kept(tx: &Tx<'_>, id: DeploymentId) -> Result<Option<(PeerId, Vec<
     }
 }
 
+/// Whose signature the kept request of a deployment bears: its owner's, under the key that it had then.
+pub(crate) fn signer(tx: &Tx<'_>, record: &Record) -> Result<PeerId, DatabaseError> {
+    let row = tx.query_row("SELECT signer FROM request_signer WHERE deployment = ?1", [record.id.0], |row| {
+        PeerId::from_bytes(&row.get::<_, Vec<u8>>(0)?).map_err(|error| damaged(0, error))
+    });
+    match row {
+        Ok(signer) => Ok(signer),
+        Err(rusqlite::Error::QueryReturnedNoRows) => Ok(record.owner),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Gives the deployments of `old` to `new`, as far as their names are free there; who signed for them is kept.
+pub(crate) fn change_owner(tx: &Tx<'_>, old: &PeerId, new: &PeerId) -> Result<(), DatabaseError> {
+    tx.execute(
+        "INSERT OR IGNORE INTO request_signer (deployment, signer) SELECT id, owner FROM deployment WHERE owner = ?1",
+        [old.to_bytes()],
+    )?;
+    tx.execute("UPDATE OR IGNORE deployment SET owner = ?2 WHERE owner = ?1", params![old.to_bytes(), new.to_bytes()])?;
+    Ok(())
+}
+
 /// Forgets a deployment.
 pub(crate) fn delete(tx: &Tx<'_>, id: DeploymentId) -> Result<(), DatabaseError> {
+    tx.execute("DELETE FROM request_signer WHERE deployment = ?1", [id.0])?;
     tx.execute("DELETE FROM kept_request WHERE deployment = ?1", [id.0])?;
     tx.execute("DELETE FROM container WHERE deployment = ?1", [id.0])?;
     pause::clear(tx, &pause::Subject::Deployment(id))?;

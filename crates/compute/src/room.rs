@@ -207,6 +207,13 @@ impl<E: Engine> Room<E> {
         self.drive(record.id);
     }
 
+    /// Lets the deployment's port be reached in the name of its present owner.
+    pub(crate) fn change_endpoint_owner(&self, record: &Record) {
+        if let Some(endpoint) = self.inner.live().get_mut(&record.id).and_then(|live| live.endpoint.as_mut()) {
+            endpoint.owner = record.owner;
+        }
+    }
+
     /// Starts the deployment's task, or wakes it.
     fn drive(&self, id: DeploymentId) {
         let mut live = self.inner.live();

@@ -1,6 +1,7 @@
 //! `peerd` as one value: what lives from start to end, and the node that exists once there is an identity.
 
 mod identity;
+mod rotation;
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
@@ -20,11 +21,11 @@ use peer_trust::peers::ListError;
 use peer_trust::refused::Refused;
 use peer_trust::run::Run;
 use peer_trust::seal::SealKey;
-use peer_trust::trust::{Snapshot, Trust};
+use peer_trust::trust::{ChangeError, Snapshot, Trust};
 use peer_trust::{floor, kept};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{RwLock, watch};
+use tokio::sync::{Notify, RwLock, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -79,6 +80,9 @@ pub enum DaemonError {
         .0.display()
     )]
     EmptyDatabase(std::path::PathBuf),
+    /// A change of the trust list.
+    #[error(transparent)]
+    Change(#[from] ChangeError),
     /// The node.
     #[error(transparent)]
     Node(#[from] StartError),
@@ -126,6 +130,8 @@ pub struct Daemon {
     node: RwLock<Slot>,
     /// What the key file is sealed with while it is open.
     seal: Mutex<Option<SealKey>>,
+    /// Wakes the task that passes statements on.
+    pub(crate) statements: Notify,
     attempts: Mutex<Attempts>,
 }
 
@@ -164,6 +170,7 @@ impl Daemon {
             cancel: CancellationToken::new(),
             node: RwLock::new(Slot::Empty),
             seal: Mutex::new(seal),
+            statements: Notify::new(),
             attempts: Mutex::default(),
         });
         let telling = tell_refused(daemon.database.clone(), daemon.refused.clone());
@@ -173,7 +180,10 @@ impl Daemon {
         *daemon.node.write().await = match loaded {
             Loaded::Absent => Slot::Empty,
             Loaded::Locked(locked) => Slot::Locked(locked),
-            Loaded::Open(identity) => Slot::Running(Node::start(&daemon, identity).await?),
+            Loaded::Open(identity) => {
+                daemon.take_up_rotation(&identity).await?;
+                Slot::Running(Node::start(&daemon, identity).await?)
+            }
         };
         Ok(daemon)
     }

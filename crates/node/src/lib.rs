@@ -25,4 +25,5 @@ pub mod quota;
 pub mod refusals;
 pub mod requester;
 pub mod settings;
+pub mod statements;
 mod withdrawal;

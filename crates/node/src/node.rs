@@ -24,7 +24,7 @@ use crate::introduction::Introductions;
 use crate::policy::Inputs;
 use crate::refusals::{Source, refused_connections};
 use crate::requester::Requester;
-use crate::{card, clock, dispatch, health, protocols, withdrawal};
+use crate::{card, clock, dispatch, health, protocols, statements, withdrawal};
 
 /// How often counted refusals are looked at.
 const REFUSALS_PAUSE: Duration = Duration::from_secs(5);
@@ -130,6 +130,8 @@ impl Node {
         }
         let ending = withdrawal::follow(daemon.clone(), node.clone());
         tasks.spawn(stop.clone().run_until_cancelled_owned(ending));
+        let spreading = statements::spread(daemon.clone(), node.clone(), node.network.events());
+        tasks.spawn(stop.clone().run_until_cancelled_owned(spreading));
         let serving = dispatch::serve(daemon.clone(), node.clone(), incoming, tasks.clone(), stop.clone());
         tasks.spawn(serving);
         Ok(node)

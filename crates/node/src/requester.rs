@@ -6,6 +6,7 @@
 mod clocks;
 mod conversation;
 mod memory;
+mod telling;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,7 +30,8 @@ use crate::protocols;
 use clocks::PeerClocks;
 
 pub use conversation::Conversation;
-pub use memory::{Remembered, SCHEMA};
+pub use memory::{Remembered, SCHEMA, change_provider};
+pub use telling::Told;
 
 /// How long one frame of a provider's answer to a read may take.
 const READ_DEADLINE: Duration = Duration::from_secs(15);

@@ -185,7 +185,7 @@ impl FromStr for Ticket {
     }
 }
 
-fn unwrap_text(text: &str, prefix: &'static str, what: &'static str) -> Result<Vec<u8>, CardError> {
+pub(crate) fn unwrap_text(text: &str, prefix: &'static str, what: &'static str) -> Result<Vec<u8>, CardError> {
     let not_of_this_kind = || CardError::NotOfThisKind(what, prefix);
     let encoded = text.trim().strip_prefix(prefix).ok_or_else(not_of_this_kind)?;
     if encoded.len() > 4 * INTRODUCTION_FRAME_MAX {

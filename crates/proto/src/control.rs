@@ -17,7 +17,10 @@ use crate::query::{Capacity, LogLine};
 use crate::unit::Timestamp;
 
 pub use finding::{Finding, Level};
-pub use identity::{IdentityState, InitReply, InitRequest, Seal, Sealed, Secret, Unlock, Unseal, Whoami};
+pub use identity::{
+    ApplyStatement, EndedKey, FollowedStatement, IdentityState, InitReply, InitRequest, Revoke, Revoked, Rotate,
+    Rotated, Seal, Sealed, Secret, Unlock, Unseal, Whoami,
+};
 
 /// Header that every request must carry, so that no web page can make one (value: `1`).
 pub const REQUIRED_HEADER: &str = "peer-compute-client";
@@ -333,8 +336,8 @@ pub struct Notice {
     /// When.
     pub at: Timestamp,
     /// What kind, in stable snake_case: `peer_connected`, `peer_disconnected`, `peer_refused`, `peer_added`,
-    /// `peer_removed`, `deployment_changed`, `lease_live`, `lease_lost`, `request_refused`,
-    /// `grant_ended`.
+    /// `peer_removed`, `peer_rotated`, `identity_confirmed`, `identity_revoked`, `deployment_changed`, `lease_live`,
+    /// `lease_lost`, `request_refused`, `grant_ended`.
     pub kind: String,
     /// The peer concerned.
     #[serde(skip_serializing_if = "Option::is_none", default)]

@@ -21,6 +21,12 @@ pub enum Context {
     Join,
     /// One line of the audit log.
     Audit,
+    /// A machine's new key in the place of its old one, by both of them.
+    Rotation,
+    /// A new key in the place of keys that nobody may use any more, by the recovery key and the new one.
+    Replacement,
+    /// The end of a key, by the recovery key.
+    Revocation,
 }
 
 impl Context {
@@ -31,6 +37,9 @@ impl Context {
             Self::Card => b"peer-compute/card/1",
             Self::Join => b"peer-compute/join/1",
             Self::Audit => b"peer-compute/audit/1",
+            Self::Rotation => b"peer-compute/rotation/1",
+            Self::Replacement => b"peer-compute/replacement/1",
+            Self::Revocation => b"peer-compute/revocation/1",
         }
     }
 

@@ -18,6 +18,7 @@ pub mod limits;
 pub mod panic;
 pub mod pause;
 pub mod query;
+pub mod statement;
 pub mod text;
 pub mod tunnel;
 pub mod unit;

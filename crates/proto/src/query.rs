@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::code::Problem;
 use crate::deploy::Status;
 use crate::id::{DeploymentId, Incarnation};
+pub use crate::statement::Offered;
 use crate::unit::{ByteSize, Millicores, Port, Timestamp};
 
 /// First frame of every control stream, written by the provider.
@@ -36,6 +37,16 @@ pub enum Call {
     /// A read; one [`Answer`] follows.
     #[n(1)]
     Query(#[n(0)] Query),
+    /// Keys about which the caller holds a statement; [`Answer::Wanted`] follows.
+    #[n(2)]
+    Offer(#[n(0)] Vec<Offered>),
+    /// A [`crate::statement::Statement`]; [`Answer::Followed`] follows.
+    #[n(3)]
+    Statement(
+        #[n(0)]
+        #[cbor(with = "minicbor::bytes")]
+        Vec<u8>,
+    ),
 }
 
 /// What can be read on the control protocol. Only the asker's own deployments are ever seen.
@@ -73,6 +84,12 @@ pub enum Answer {
     /// Refused or failed.
     #[n(4)]
     Problem(#[n(0)] Problem),
+    /// To [`Call::Offer`]: the positions of those that are wanted.
+    #[n(5)]
+    Wanted(#[n(0)] Vec<u32>),
+    /// To [`Call::Statement`]: it is in force here, from now on or already.
+    #[n(6)]
+    Followed,
 }
 
 /// What a running container uses.

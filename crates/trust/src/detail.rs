@@ -7,7 +7,9 @@ use peer_proto::deploy::{ImageSource, Request, Specification, User, list_capabil
 use peer_proto::envelope::Signed;
 use peer_proto::grant::Grants;
 use peer_proto::id::DeploymentId;
+use peer_proto::statement::Statement;
 
+use crate::follow::Followed;
 use crate::peers::{InvitationRecord, PeerRecord};
 
 /// Grants in one phrase.
@@ -43,6 +45,19 @@ pub(crate) fn met(former: Option<&PeerRecord>, record: &PeerRecord) -> String {
 pub(crate) fn gone(record: &PeerRecord, more: &str) -> String {
     let separator = if more.is_empty() { "" } else { "; " };
     format!("{} '{}'; allowed: {} -> nothing{separator}{more}", record.peer, record.name, grants(&record.grants))
+}
+
+/// What a statement about a key has changed.
+pub(crate) fn followed(followed: &Followed, statement: &Statement, more: &str) -> String {
+    let kind = statement.kind();
+    match followed {
+        Followed::Already => format!("{kind}: in force already"),
+        Followed::Moved { former, record } => {
+            format!("{kind}: '{}' {} -> {}; {more}", record.name, former.peer, record.peer)
+        }
+        Followed::Ended { former } => format!("{kind}: {}", gone(former, more)),
+        Followed::Refused { peer } => format!("{kind}: {peer} is refused; it was no peer"),
+    }
 }
 
 /// An invitation. Its id is public; its secret is in the ticket alone.

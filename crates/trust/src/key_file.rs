@@ -2,11 +2,14 @@
 //! ([`crate::seal`]); nothing else reads or writes it.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use libp2p_identity::PeerId;
 use minicbor::{Decode, Encode};
-use peer_proto::frame::{decode_strict, encode};
+use peer_proto::frame::{decode_strict, encode, peer_id};
 use peer_proto::id::Name;
 use peer_proto::identity::Identity;
+use peer_proto::statement::REPLACED_MAX;
 use peer_proto::unit::Timestamp;
 use peer_state::durable::{self, FileError};
 use zeroize::{Zeroize, Zeroizing};
@@ -14,6 +17,10 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::recovery;
 use crate::seal::{self, SealError, SealKey};
 
+/// Former keys that are kept at one time: more rotations wait until somebody has been told.
+pub const FORMER_MAX: usize = 4;
+/// Keys of before that are remembered.
+const HISTORY_MAX: usize = REPLACED_MAX - 1;
 const FILE_NAME: &str = "identity.key";
 const FILE_MAX: u64 = seal::SEALED_MAX as u64;
 
@@ -25,7 +32,7 @@ pub enum KeyFileError {
     File(#[from] FileError),
     /// There is one.
     #[error("this machine has an identity already ({0}); --force replaces it and keeps a backup")]
-    Exists(libp2p_identity::PeerId),
+    Exists(PeerId),
     /// It cannot be read.
     #[error("the identity in {} is damaged; restore it from a backup, or move it away, start peerd and make a new one with `peerctl init`", .0.display())]
     Damaged(PathBuf),
@@ -64,7 +71,7 @@ pub enum Loaded {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LockedIdentity {
     /// The PeerId.
-    pub peer: libp2p_identity::PeerId,
+    pub peer: PeerId,
     /// The name that the machine suggests for itself.
     pub name: Name,
 }
@@ -78,6 +85,54 @@ pub struct MachineIdentity {
     pub name: Name,
     /// Public half of the recovery key.
     pub recovery_key: [u8; 32],
+    /// How often the key has been rotated.
+    pub epoch: u64,
+    /// Keys of before, oldest first, as far as they are remembered.
+    pub history: Vec<PeerId>,
+    /// Former keys that are kept until every peer has been told of their successors.
+    pub former: FormerKeys,
+}
+
+/// A former key of this machine, with the statement that ends it.
+#[derive(Debug, Clone)]
+pub struct FormerKey {
+    /// The key.
+    pub key: Identity,
+    /// The statement, encoded.
+    pub statement: Vec<u8>,
+}
+
+/// Former keys, oldest first; clones share them, so that they are destroyed everywhere at once.
+#[derive(Debug, Clone, Default)]
+pub struct FormerKeys {
+    keys: Arc<Mutex<Vec<FormerKey>>>,
+}
+
+impl FormerKeys {
+    /// All of them.
+    pub fn list(&self) -> Vec<FormerKey> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Destroys them in memory; [`store`] does on disk.
+    pub fn clear(&self) {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+impl MachineIdentity {
+    /// This machine under the key `new`. `statement`, which ends the present key, is told with that key.
+    #[must_use]
+    pub fn succeed(&self, new: Identity, statement: Vec<u8>) -> Self {
+        let mut history = self.history.clone();
+        history.push(self.key.peer_id());
+        history.drain(..history.len().saturating_sub(HISTORY_MAX));
+        let mut former = self.former.list();
+        former.push(FormerKey { key: self.key.clone(), statement });
+        let former = FormerKeys { keys: Arc::new(Mutex::new(former)) };
+        let (name, recovery_key, epoch) = (self.name.clone(), self.recovery_key, self.epoch + 1);
+        Self { key: new, name, recovery_key, epoch, history, former }
+    }
 }
 
 /// A new identity with what is shown once. It counts from [`store`] on.
@@ -86,7 +141,7 @@ pub struct Created {
     /// The identity.
     pub identity: MachineIdentity,
     /// The machine that it takes the place of, if that can still be read.
-    pub former: Option<libp2p_identity::PeerId>,
+    pub former: Option<PeerId>,
     /// The recovery phrase; it is stored nowhere.
     pub recovery_phrase: Zeroizing<String>,
     /// Where the former identity was kept.
@@ -104,6 +159,45 @@ struct Stored {
     #[n(2)]
     #[cbor(with = "minicbor::bytes")]
     recovery_key: [u8; 32],
+    #[n(3)]
+    #[cbor(default, skip_if = "is_zero")]
+    epoch: u64,
+    #[n(4)]
+    #[cbor(default, skip_if = "Vec::is_empty")]
+    history: Vec<StoredPeer>,
+    #[n(5)]
+    #[cbor(default, skip_if = "Vec::is_empty")]
+    former: Vec<StoredFormer>,
+}
+
+#[derive(Encode, Decode)]
+#[cbor(transparent)]
+struct StoredPeer(
+    #[n(0)]
+    #[cbor(with = "peer_id")]
+    PeerId,
+);
+
+#[derive(Encode, Decode)]
+#[cbor(map)]
+struct StoredFormer {
+    #[n(0)]
+    #[cbor(with = "minicbor::bytes")]
+    seed: [u8; 32],
+    #[n(1)]
+    #[cbor(with = "minicbor::bytes")]
+    statement: Vec<u8>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the encoder calls it so")]
+fn is_zero(epoch: &u64) -> bool {
+    *epoch == 0
+}
+
+impl Drop for StoredFormer {
+    fn drop(&mut self) {
+        self.seed.zeroize();
+    }
 }
 
 impl Drop for Stored {
@@ -158,8 +252,18 @@ fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, KeyFileError> {
 
 fn parse(bytes: &[u8], path: &Path) -> Result<MachineIdentity, KeyFileError> {
     let stored: Stored = decode_strict(bytes, seal::SEALED_MAX).map_err(|_| KeyFileError::Damaged(path.to_owned()))?;
-    let key = Identity::from_seed(&stored.seed);
-    Ok(MachineIdentity { key, name: stored.name.clone(), recovery_key: stored.recovery_key })
+    let former = stored.former.iter().map(|former| {
+        let key = Identity::from_seed(&former.seed);
+        FormerKey { key, statement: former.statement.clone() }
+    });
+    Ok(MachineIdentity {
+        key: Identity::from_seed(&stored.seed),
+        name: stored.name.clone(),
+        recovery_key: stored.recovery_key,
+        epoch: stored.epoch,
+        history: stored.history.iter().map(|peer| peer.0).collect(),
+        former: FormerKeys { keys: Arc::new(Mutex::new(former.collect())) },
+    })
 }
 
 /// Draws a new identity. One that exists is replaced only if `force` says so; a copy of it is written now.
@@ -178,11 +282,12 @@ pub fn prepare(data_dir: &Path, name: Name, force: bool, now: Timestamp) -> Resu
     let recovery_phrase = recovery::generate();
     let recovery_key = recovery::key_of(&recovery_phrase).expect("a phrase just made is valid").public_key();
     let key = Identity::generate();
-    let identity = MachineIdentity { key, name, recovery_key };
+    let (epoch, history, former) = (0, Vec::new(), FormerKeys::default());
+    let identity = MachineIdentity { key, name, recovery_key, epoch, history, former };
     Ok(Created { identity, former: replaced, recovery_phrase, backup })
 }
 
-fn peer_of(loaded: &Loaded) -> Option<libp2p_identity::PeerId> {
+fn peer_of(loaded: &Loaded) -> Option<PeerId> {
     match loaded {
         Loaded::Absent => None,
         Loaded::Open(identity) => Some(identity.key.peer_id()),
@@ -192,8 +297,17 @@ fn peer_of(loaded: &Loaded) -> Option<libp2p_identity::PeerId> {
 
 /// Makes the identity the one of this machine, under `seal` if there is one. What the file held before is overwritten.
 pub fn store(data_dir: &Path, identity: &MachineIdentity, seal: Option<&SealKey>) -> Result<(), KeyFileError> {
-    let MachineIdentity { key, name, recovery_key } = identity;
-    let stored = Stored { seed: *key.seed(), name: name.clone(), recovery_key: *recovery_key };
+    let MachineIdentity { key, name, recovery_key, epoch, history, former } = identity;
+    let former = former.list().into_iter();
+    let former = former.map(|former| StoredFormer { seed: *former.key.seed(), statement: former.statement });
+    let stored = Stored {
+        seed: *key.seed(),
+        name: name.clone(),
+        recovery_key: *recovery_key,
+        epoch: *epoch,
+        history: history.iter().copied().map(StoredPeer).collect(),
+        former: former.collect(),
+    };
     let plain = Zeroizing::new(encode(&stored));
     let path = data_dir.join(FILE_NAME);
     match seal {

@@ -6,14 +6,17 @@ pub mod allowed;
 pub mod authorise;
 mod detail;
 pub mod floor;
+pub mod follow;
 pub mod kept;
 pub mod key_file;
 pub mod limits;
 pub mod pause;
 pub mod peers;
+pub mod pending;
 pub mod recovery;
 pub mod refusal;
 pub mod refused;
+pub mod refused_keys;
 pub mod replay;
 pub mod run;
 pub mod seal;
@@ -34,5 +37,7 @@ pub const SCHEMA: Schema = Schema {
         kept::ENDS,
         limits::TABLES,
         pause::TABLES,
+        refused_keys::TABLES,
+        pending::TABLES,
     ],
 };

@@ -1,4 +1,4 @@
-//! The tables of peers and invitations, and the seal over them.
+//! The tables of peers and invitations, and the seal over them and over the refused keys.
 //!
 //! A digest over all rows is written in the same transaction as every change. If it does not fit at the start, the list
 //! has been damaged, and the daemon stops: it never starts open.
@@ -45,6 +45,33 @@ pub struct PeerRecord {
     /// When it was added.
     #[n(5)]
     pub added_at: Timestamp,
+    /// The highest epoch of its rotations that is known here.
+    #[n(6)]
+    #[cbor(default, skip_if = "is_zero")]
+    pub epoch: u64,
+    /// When its recovery key spoke last.
+    #[n(7)]
+    #[cbor(default, skip_if = "is_never")]
+    pub recovery_at: Timestamp,
+    /// How many keys it has had here before this one.
+    #[n(8)]
+    #[cbor(default, skip_if = "is_first")]
+    pub moves: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the encoder calls it so")]
+fn is_zero(epoch: &u64) -> bool {
+    *epoch == 0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the encoder calls it so")]
+fn is_never(at: &Timestamp) -> bool {
+    at.0 == 0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the encoder calls it so")]
+fn is_first(moves: &u32) -> bool {
+    *moves == 0
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -59,7 +86,23 @@ impl PeerRecord {
     /// A record of the machine that `card` describes.
     pub fn new(card: &SignedCard, name: Name, grants: Grants, added_at: Timestamp) -> Self {
         let addresses = card.card().addresses().cloned().map(Address).collect();
-        Self { peer: card.card().peer, name, card: card.to_bytes(), addresses, grants, added_at }
+        let (epoch, recovery_at, moves) = (0, Timestamp(0), 0);
+        Self {
+            peer: card.card().peer,
+            name,
+            card: card.to_bytes(),
+            addresses,
+            grants,
+            added_at,
+            epoch,
+            recovery_at,
+            moves,
+        }
+    }
+
+    /// Public half of the recovery key that the peer's card names; nothing if the card cannot be read.
+    pub fn recovery_key(&self) -> Option<[u8; 32]> {
+        Some(SignedCard::decode(&self.card).ok()?.card().recovery_key)
     }
 
     /// Takes over what a newer card of the same machine says. Name and grants stay.
@@ -131,11 +174,11 @@ pub(crate) fn load(tx: &Tx<'_>) -> Result<Rows, ListError> {
         Err(rusqlite::Error::QueryReturnedNoRows) => None,
         Err(error) => return Err(error.into()),
     };
-    let (peers, invitations) = (blobs(tx, "peer")?, blobs(tx, "invitation")?);
-    if sealed.is_none() && (!peers.is_empty() || !invitations.is_empty()) {
+    let (peers, invitations, refused) = (blobs(tx, "peer")?, blobs(tx, "invitation")?, blobs(tx, "refused_key")?);
+    if sealed.is_none() && (!peers.is_empty() || !invitations.is_empty() || !refused.is_empty()) {
         return Err(ListError::Damaged("its seal is missing"));
     }
-    if sealed.is_some_and(|sealed| sealed != digest(&peers, &invitations)) {
+    if sealed.is_some_and(|sealed| sealed != digest(&peers, &invitations, &refused)) {
         return Err(ListError::Damaged("its rows are not those that were sealed"));
     }
     let unreadable = |_| ListError::Damaged("a row cannot be read");
@@ -155,7 +198,7 @@ pub(crate) fn load(tx: &Tx<'_>) -> Result<Rows, ListError> {
 
 /// Seals the list as it stands now in this transaction.
 pub(crate) fn seal(tx: &Tx<'_>) -> Result<(), DatabaseError> {
-    let digest = digest(&blobs(tx, "peer")?, &blobs(tx, "invitation")?);
+    let digest = digest(&blobs(tx, "peer")?, &blobs(tx, "invitation")?, &blobs(tx, "refused_key")?);
     tx.execute(
         "INSERT INTO trust_seal (id, digest) VALUES (1, ?1) ON CONFLICT (id) DO UPDATE SET digest = excluded.digest",
         [digest],
@@ -171,9 +214,10 @@ fn blobs(tx: &Tx<'_>, table: &'static str) -> Result<Blobs, DatabaseError> {
     rows.collect::<Result<_, _>>().map_err(Into::into)
 }
 
-fn digest(peers: &Blobs, invitations: &Blobs) -> [u8; 32] {
+fn digest(peers: &Blobs, invitations: &Blobs, refused: &Blobs) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new_derive_key("peer-compute 2026 trust list seal");
-    for table in [peers, invitations] {
+    // As long as no key is refused the digest is that of a list that knew of none.
+    for table in [peers, invitations].into_iter().chain((!refused.is_empty()).then_some(refused)) {
         hasher.update(&(table.len() as u64).to_be_bytes());
         for bytes in table.iter().flat_map(|(id, record)| [id, record]) {
             hasher.update(&(bytes.len() as u64).to_be_bytes());

@@ -1,5 +1,7 @@
 //! The living trust list: changes are durable before they act, and act at once on whoever watches.
 
+mod following;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -17,7 +19,7 @@ use tokio::sync::{Mutex, watch};
 
 use crate::pause::{self, Subject};
 use crate::peers::{self, InvitationRecord, ListError, PeerRecord};
-use crate::{detail, floor, kept};
+use crate::{detail, floor, kept, refused_keys};
 
 /// Most peers in the list.
 pub const PEERS_MAX: usize = 1024;
@@ -79,7 +81,7 @@ impl From<DatabaseError> for ChangeError {
     }
 }
 
-fn refused<T>(code: Code, message: impl Into<String>) -> Result<T, ChangeError> {
+pub(crate) fn refused<T>(code: Code, message: impl Into<String>) -> Result<T, ChangeError> {
     Err(ChangeError::Refused(Problem::new(code, message)))
 }
 
@@ -357,7 +359,9 @@ impl Change {
     fn refused(&self, problem: &Problem) -> Entry {
         let threat = match problem.code {
             Code::InvalidTicket => Threat::V1,
-            Code::ClockBehind => Threat::V3,
+            Code::ClockBehind | Code::Expired | Code::ClockDrift => Threat::V3,
+            Code::RevokedKey => Threat::I3,
+            Code::WrongSigner => Threat::V2,
             _ => Threat::G4,
         };
         self.entry(Outcome::Refused(threat), problem.message.clone())
@@ -385,6 +389,13 @@ fn insert(
         return refused(
             Code::PeerExists,
             format!("this machine is a peer already, as '{}'; change it with `peerctl peers allow {0}`", existing.name),
+        );
+    }
+    if refused_keys::find(tx, &peer)?.is_some() {
+        return refused(
+            Code::RevokedKey,
+            "the key of this card has been ended, by its machine or by its recovery key, and is refused for ever; ask for \
+             the card of the machine's new key",
         );
     }
     if list.peers.len() >= PEERS_MAX {
@@ -416,6 +427,12 @@ fn meet(
     let record = match former {
         None => insert(tx, list, card, name, grants.unwrap_or_default(), now)?,
         Some(known) => {
+            if known.recovery_key().is_some_and(|key| key != card.card().recovery_key) {
+                return refused(
+                    Code::WrongSigner,
+                    "this machine is a peer already, with another recovery key; only the recovery key itself could change that",
+                );
+            }
             let mut record = known.clone();
             record.refresh(card);
             if let Some(name) = name {

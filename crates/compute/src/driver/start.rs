@@ -92,12 +92,17 @@ async fn still_granted<E: Engine>(inner: &Inner<E>, record: &Record, now: Timest
 async fn plan<E: Engine>(inner: &Inner<E>, record: &Record) -> Result<Planned, Trouble> {
     let image = record.image.ok_or_else(|| Problem::new(Code::NoSuchImage, "the deployment's image is not known"))?;
     let id = record.id;
-    let (audience, envelope) = inner.database.write(move |tx| record::kept(tx, id)).await?.ok_or_else(|| {
+    let one = record.clone();
+    let kept = inner.database.write(move |tx| -> Result<_, DatabaseError> {
+        let signer = record::signer(tx, &one)?;
+        Ok(record::kept(tx, id)?.map(|(audience, envelope)| (signer, audience, envelope)))
+    });
+    let (owner, audience, envelope) = kept.await?.ok_or_else(|| {
         let message =
             "the deployment was made by a version that did not keep the signed request; remove it and deploy again";
         Problem::new(Code::WrongState, message)
     })?;
-    let (owner, slot, node) = (record.owner, record.slot, inner.mark.clone());
+    let (slot, node) = (record.slot, inner.mark.clone());
     let attachment = attach::attach(inner, record).await?;
     let order = Order { owner, audience, envelope, image, slot, node, attachment };
     match inner.engine.plan(&order).await {

@@ -6,7 +6,10 @@ use axum::extract::State;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use data_encoding::HEXLOWER;
-use peer_proto::control::{IdentityState, InitReply, InitRequest, Seal, Sealed, Unlock, Unseal, Version, Whoami};
+use peer_proto::control::{
+    ApplyStatement, FollowedStatement, IdentityState, InitReply, InitRequest, Revoke, Revoked, Rotate, Rotated, Seal,
+    Sealed, Unlock, Unseal, Version, Whoami,
+};
 
 use super::{Failure, Payload, to_the_end};
 use crate::daemon::Daemon;
@@ -20,6 +23,10 @@ pub(super) fn routes() -> Router<Arc<Daemon>> {
         .route("/v1/identity/seal", post(seal))
         .route("/v1/identity/unseal", post(unseal))
         .route("/v1/identity/unlock", post(unlock))
+        .route("/v1/identity/rotate", post(rotate))
+        .route("/v1/identity/give-up", post(give_up))
+        .route("/v1/identity/revoke", post(revoke))
+        .route("/v1/identity/statements", post(apply))
 }
 
 async fn version() -> Json<Version> {
@@ -64,6 +71,47 @@ async fn unlock(
     let work = {
         let daemon = daemon.clone();
         async move { Ok(daemon.unlock(request).await?) }
+    };
+    to_the_end(&daemon, work).await.map(Json)
+}
+
+async fn rotate(
+    State(daemon): State<Arc<Daemon>>,
+    Payload(request): Payload<Rotate>,
+) -> Result<Json<Rotated>, Failure> {
+    let work = {
+        let daemon = daemon.clone();
+        async move { Ok(daemon.rotate(request).await?) }
+    };
+    to_the_end(&daemon, work).await.map(Json)
+}
+
+async fn give_up(State(daemon): State<Arc<Daemon>>) -> Result<Json<IdentityState>, Failure> {
+    let work = {
+        let daemon = daemon.clone();
+        async move { Ok(daemon.give_up_rotation().await?) }
+    };
+    to_the_end(&daemon, work).await.map(Json)
+}
+
+async fn revoke(
+    State(daemon): State<Arc<Daemon>>,
+    Payload(request): Payload<Revoke>,
+) -> Result<Json<Revoked>, Failure> {
+    let work = {
+        let daemon = daemon.clone();
+        async move { Ok(daemon.revoke(request).await?) }
+    };
+    to_the_end(&daemon, work).await.map(Json)
+}
+
+async fn apply(
+    State(daemon): State<Arc<Daemon>>,
+    Payload(request): Payload<ApplyStatement>,
+) -> Result<Json<FollowedStatement>, Failure> {
+    let work = {
+        let daemon = daemon.clone();
+        async move { Ok(daemon.apply_statement(request).await?) }
     };
     to_the_end(&daemon, work).await.map(Json)
 }

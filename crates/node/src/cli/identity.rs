@@ -2,14 +2,16 @@
 
 use clap::{Args, Subcommand};
 use hyper::Method;
-use peer_proto::control::{IdentityState, InitReply, InitRequest, Whoami};
+use peer_proto::control::{EndedKey, IdentityState, InitReply, InitRequest, Whoami};
 use peer_proto::id::Name;
 use peer_proto::text::escape;
 
 use super::Session;
 use super::failure::Failure;
+use super::moment::rfc3339;
+use super::rotation::{self, RevokeArguments, RotateArguments, StatementCommand};
 use super::seal::{self, SealArguments, UnlockArguments};
-use super::table::fields;
+use super::table::{fields, table};
 
 /// Give this machine its identity, once
 ///
@@ -41,6 +43,11 @@ pub(super) enum IdentityCommand {
     Status(StatusArguments),
     Seal(SealArguments),
     Unlock(UnlockArguments),
+    Rotate(RotateArguments),
+    Revoke(RevokeArguments),
+    /// Statements about keys, for those who cannot be reached over the network
+    #[command(subcommand)]
+    Statement(StatementCommand),
 }
 
 /// Show how this machine's key is kept
@@ -58,6 +65,9 @@ pub(super) async fn run(session: &Session, command: IdentityCommand) -> Result<(
         }
         IdentityCommand::Seal(arguments) => seal::seal(session, arguments).await,
         IdentityCommand::Unlock(arguments) => seal::unlock(session, arguments).await,
+        IdentityCommand::Rotate(arguments) => rotation::rotate(session, arguments).await,
+        IdentityCommand::Revoke(arguments) => rotation::revoke(session, arguments).await,
+        IdentityCommand::Statement(command) => rotation::statement(session, command).await,
     }
 }
 
@@ -68,7 +78,23 @@ pub(super) fn in_words(state: &IdentityState) -> String {
         (true, false) => "by a passphrase; open since the daemon began",
         (true, true) => "by a passphrase that has not been given yet: run `peerctl identity unlock`",
     };
-    fields(&[("name", state.name.to_string()), ("peer id", state.peer_id.clone()), ("seal", seal.to_owned())])
+    let unconfirmed: Vec<_> = state.unconfirmed.iter().map(Name::as_str).collect();
+    let text = fields(&[
+        ("name", state.name.to_string()),
+        ("peer id", state.peer_id.clone()),
+        ("seal", seal.to_owned()),
+        ("rotated", if state.epoch == 0 { "never".to_owned() } else { format!("{} times", state.epoch) }),
+        ("still to be told", unconfirmed.join(", ")),
+    ]);
+    if state.ended.is_empty() {
+        return text;
+    }
+    let row = |key: &EndedKey| {
+        let name = key.name.as_ref().map(ToString::to_string).unwrap_or_default();
+        [key.peer_id.clone(), name, key.kind.clone(), rfc3339(key.at), key.successor.clone().unwrap_or_default()]
+    };
+    let header = ["REFUSED KEY", "WAS", "BY", "SINCE", "SUCCESSOR"];
+    format!("{text}\n{}", table(header, &state.ended.iter().map(row).collect::<Vec<_>>()))
 }
 
 /// Runs `init`.
@@ -84,8 +110,8 @@ pub(super) async fn init(session: &Session, arguments: InitArguments) -> Result<
         format!("{}\n{}\n", fields(&pairs), escape(&reply.recovery_phrase))
     })?;
     session.output.note(
-        "Write these 24 words down: they are shown only now. They can certify a new key for this machine if it is lost; \
-         no command uses them yet.",
+        "Write these 24 words down: they are shown only now. If the machine is lost, or its key known to others, they end \
+         that key at all of your friends (peerctl identity revoke, identity rotate --compromised).",
     );
     Ok(())
 }

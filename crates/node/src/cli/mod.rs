@@ -27,6 +27,7 @@ mod output;
 mod passphrase;
 mod pause;
 mod peers;
+mod rotation;
 mod seal;
 mod stats;
 mod table;
@@ -81,7 +82,7 @@ struct Global {
 enum Command {
     Init(identity::InitArguments),
     Whoami(identity::WhoamiArguments),
-    /// The key of this machine: its seal
+    /// The key of this machine: its passphrase, its successor, its end
     #[command(subcommand)]
     Identity(identity::IdentityCommand),
     /// The peers that this machine trusts

@@ -47,7 +47,7 @@ pub(super) enum Slot {
 
 impl Slot {
     /// Why there is no node.
-    fn problem(&self) -> Problem {
+    pub(super) fn problem(&self) -> Problem {
         match self {
             Self::Failed(problem) => problem.clone(),
             Self::Locked(_) => {
@@ -87,11 +87,19 @@ fn read_passphrase(file: &Path) -> io::Result<Zeroizing<String>> {
 }
 
 fn state_of(identity: &MachineIdentity, sealed: bool) -> IdentityState {
-    IdentityState { peer_id: identity.key.peer_id().to_string(), name: identity.name.clone(), sealed, locked: false }
+    IdentityState {
+        peer_id: identity.key.peer_id().to_string(),
+        name: identity.name.clone(),
+        sealed,
+        locked: false,
+        epoch: identity.epoch,
+        unconfirmed: Vec::new(),
+        ended: Vec::new(),
+    }
 }
 
 /// Work with the key file, which takes its time, off the async threads.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, KeyFileError> + Send + 'static,
 ) -> Result<T, Problem> {
     match tokio::task::spawn_blocking(work).await {
@@ -139,7 +147,7 @@ impl Daemon {
         Ok(reply)
     }
 
-    async fn started(self: &Arc<Self>, identity: MachineIdentity) -> Slot {
+    pub(super) async fn started(self: &Arc<Self>, identity: MachineIdentity) -> Slot {
         match Node::start(self, identity).await {
             Ok(node) => Slot::Running(node),
             Err(error) => {
@@ -152,13 +160,20 @@ impl Daemon {
 
     /// How the identity stands on disk and in this run.
     pub async fn identity_state(&self) -> Result<IdentityState, Problem> {
-        match &*self.node.read().await {
-            Slot::Running(node) => Ok(state_of(&node.identity, self.seal().is_some())),
-            Slot::Locked(LockedIdentity { peer, name }) => {
-                Ok(IdentityState { peer_id: peer.to_string(), name: name.clone(), sealed: true, locked: true })
-            }
-            slot => Err(slot.problem()),
-        }
+        let state = match &*self.node.read().await {
+            Slot::Running(node) => state_of(&node.identity, self.seal().is_some()),
+            Slot::Locked(LockedIdentity { peer, name }) => IdentityState {
+                peer_id: peer.to_string(),
+                name: name.clone(),
+                sealed: true,
+                locked: true,
+                epoch: 0,
+                unconfirmed: Vec::new(),
+                ended: Vec::new(),
+            },
+            slot => return Err(slot.problem()),
+        };
+        self.keys_of(state).await
     }
 
     /// Opens a sealed identity and starts the node with it.
@@ -172,6 +187,7 @@ impl Daemon {
         }
         let (identity, seal) = self.open_seal("identity unlocked", request.passphrase).await?;
         self.note("identity unlocked", identity.key.peer_id().to_string()).await?;
+        self.take_up_rotation(&identity).await.map_err(crate::introduction::change_problem)?;
         *self.seal() = Some(seal);
         let state = state_of(&identity, true);
         *slot = self.started(identity).await;
@@ -256,12 +272,12 @@ impl Daemon {
         opened
     }
 
-    async fn note(&self, action: &str, detail: String) -> Result<(), Problem> {
+    pub(super) async fn note(&self, action: &str, detail: String) -> Result<(), Problem> {
         let entry = allowed(clock::now(), action, detail);
         self.database.write(move |tx| audit::append(tx, &entry)).await.map_err(|error| database_problem(&error))
     }
 
-    fn seal(&self) -> MutexGuard<'_, Option<SealKey>> {
+    pub(super) fn seal(&self) -> MutexGuard<'_, Option<SealKey>> {
         self.seal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -16,9 +16,11 @@ use peer_proto::envelope::{self, Signed};
 use peer_proto::frame::CONTROL_FRAME_MAX;
 use peer_proto::id::{DeploymentId, RequestHash};
 use peer_proto::query::{Answer, Call, Hello, Query};
+use peer_proto::statement::Statement;
 use peer_state::audit::{self, Entry, Outcome};
 use peer_state::database::DatabaseError;
 use peer_trust::authorise::authorise;
+use peer_trust::follow::Bearer;
 use peer_trust::refusal::Refusal;
 use peer_trust::replay;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
@@ -27,7 +29,7 @@ use crate::clock::now;
 use crate::daemon::Daemon;
 use crate::ingress::Ingress;
 use crate::node::Node;
-use crate::withdrawal;
+use crate::{statements, withdrawal};
 
 use super::streams::withdrawn;
 
@@ -47,13 +49,26 @@ pub(super) async fn serve(daemon: &Arc<Daemon>, node: &Arc<Node>, inbound: Inbou
     match call {
         Call::Query(query) => {
             if let Err(problem) = share.query() {
-                record_refusal(daemon, peer, "read", Threat::V5, &problem).await;
-                let answer = Answer::Problem(problem);
-                return write_frame(&mut stream, &answer, CONTROL_FRAME_MAX, Deadline::after(FRAME_DEADLINE)).await;
+                return refuse_call(daemon, &mut stream, peer, "read", problem).await;
             }
             // Held until the answer is gone: what is not taken off our hands fills nobody else's memory.
             let _turn = share.work().await;
             let answer = answer(daemon, node, peer, query).await.unwrap_or_else(Answer::Problem);
+            write_frame(&mut stream, &answer, CONTROL_FRAME_MAX, Deadline::after(FRAME_DEADLINE)).await
+        }
+        Call::Offer(offers) => {
+            if let Err(problem) = share.query() {
+                return refuse_call(daemon, &mut stream, peer, "offer", problem).await;
+            }
+            let _turn = share.work().await;
+            let answer = statements::wanted(daemon, node, &offers).await.map_or_else(Answer::Problem, Answer::Wanted);
+            write_frame(&mut stream, &answer, CONTROL_FRAME_MAX, Deadline::after(FRAME_DEADLINE)).await
+        }
+        Call::Statement(bytes) => {
+            if let Err(problem) = share.request() {
+                return refuse_call(daemon, &mut stream, peer, "statement", problem).await;
+            }
+            let answer = statement(daemon, node, peer, &bytes).await;
             write_frame(&mut stream, &answer, CONTROL_FRAME_MAX, Deadline::after(FRAME_DEADLINE)).await
         }
         Call::Signed(bytes) => {
@@ -69,6 +84,42 @@ pub(super) async fn serve(daemon: &Arc<Daemon>, node: &Arc<Node>, inbound: Inbou
             }
             request(daemon, node, &mut replies, bytes).await
         }
+    }
+}
+
+/// Answers a call that came too fast.
+async fn refuse_call(
+    daemon: &Daemon,
+    stream: &mut Stream,
+    peer: PeerId,
+    action: &str,
+    problem: Problem,
+) -> Result<(), ExchangeError> {
+    record_refusal(daemon, peer, action, Threat::V5, &problem).await;
+    write_frame(stream, &Answer::Problem(problem), CONTROL_FRAME_MAX, Deadline::after(FRAME_DEADLINE)).await
+}
+
+/// Carries out what a peer tells about a key, in a task of the daemon's: the connection may be that of the key which ends.
+async fn statement(daemon: &Arc<Daemon>, node: &Arc<Node>, peer: PeerId, bytes: &[u8]) -> Answer {
+    let statement = match Statement::decode(bytes) {
+        Ok(statement) => statement,
+        Err(error) => {
+            let problem = Problem::new(Code::InvalidSignature, error.to_string());
+            record_refusal(daemon, peer, "statement", Threat::V2, &problem).await;
+            return Answer::Problem(problem);
+        }
+    };
+    let work = {
+        let (daemon, node) = (daemon.clone(), node.clone());
+        async move { statements::take(&daemon, &node, statement, Bearer::Peer(peer)).await }
+    };
+    match daemon.tasks.spawn(work).await {
+        Ok(Ok(_)) => Answer::Followed,
+        Ok(Err(problem)) => {
+            daemon.metrics.refused(problem.code);
+            Answer::Problem(problem)
+        }
+        Err(_) => Answer::Problem(Problem::new(Code::ShuttingDown, "the daemon is shutting down")),
     }
 }
 

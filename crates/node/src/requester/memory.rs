@@ -89,6 +89,12 @@ pub(super) async fn forget(database: &Database, id: DeploymentId) -> Result<(), 
     .await
 }
 
+/// A provider goes on under a new key.
+pub fn change_provider(tx: &Tx<'_>, old: &PeerId, new: &PeerId) -> Result<(), DatabaseError> {
+    tx.execute("UPDATE remote_deployment SET peer = ?2 WHERE peer = ?1", params![old.to_bytes(), new.to_bytes()])?;
+    Ok(())
+}
+
 /// Everything that is noted, oldest deployment first.
 pub(super) async fn all(database: &Database) -> Result<Vec<Remembered>, Problem> {
     let mut all = write(database, |tx| {

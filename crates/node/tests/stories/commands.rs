@@ -26,10 +26,14 @@ fn check_keys(value: &Value) {
 
 /// Commands that other tests here run with `--json`, as [`every_command_answers_people_and_scripts`] does not: they begin
 /// a machine's life, need an image, end a deployment, or go on.
-const ELSEWHERE: [(&str, &str); 9] = [
+const ELSEWHERE: [(&str, &str); 13] = [
     ("init", "identity: init_makes_a_private_key_once_and_force_keeps_a_backup"),
     ("identity seal", "sealing"),
     ("identity unlock", "sealing"),
+    ("identity rotate", "rotation"),
+    ("identity revoke", "rotation"),
+    ("identity statement export", "rotation"),
+    ("identity statement apply", "rotation"),
     ("join", "identity: a_ticket_works_once_and_in_its_time"),
     ("panic", "emergency"),
     ("deploy", "images"),

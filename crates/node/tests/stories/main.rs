@@ -26,6 +26,7 @@ mod ownership;
 mod privileges;
 mod requests;
 mod revocation;
+mod rotation;
 mod sealing;
 mod trust;
 mod wall;

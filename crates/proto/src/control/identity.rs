@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::id::Name;
+use crate::unit::Timestamp;
 
 /// A text that is wiped from memory when it is dropped, and that is never shown.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
@@ -84,6 +85,100 @@ pub struct IdentityState {
     pub sealed: bool,
     /// Whether the passphrase has still to be given since the daemon began.
     pub locked: bool,
+    /// How often the key has been rotated.
+    pub epoch: u64,
+    /// Peers who have not confirmed the newest key yet.
+    pub unconfirmed: Vec<Name>,
+    /// Keys that are refused here for ever, the latest first.
+    pub ended: Vec<EndedKey>,
+}
+
+/// A key that is refused for ever.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndedKey {
+    /// PeerId of the key.
+    pub peer_id: String,
+    /// What its machine was called here.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub name: Option<Name>,
+    /// PeerId of the key in its place.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub successor: Option<String>,
+    /// `rotation`, `replacement` or `revocation`.
+    pub kind: String,
+    /// Since when it is refused here.
+    pub at: Timestamp,
+    /// The statement that ended it (`peerstatement1.…`), which anybody may carry to others.
+    pub statement: String,
+}
+
+/// `POST /v1/identity/rotate`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rotate {
+    /// The recovery phrase, if the present key may be known to others: the recovery key then ends it.
+    pub phrase: Option<Secret>,
+}
+
+/// Answer to [`Rotate`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rotated {
+    /// The new PeerId.
+    pub peer_id: String,
+    /// The one of before.
+    pub former: String,
+    /// Peers who follow already.
+    pub confirmed: Vec<Name>,
+    /// Peers who have still to be told; they are tried until they have.
+    pub unconfirmed: Vec<Name>,
+    /// Gateways that must allow the new PeerId.
+    pub gateways: Vec<String>,
+    /// The statement, to be carried by hand to those who cannot be reached.
+    pub statement: String,
+}
+
+/// `POST /v1/identity/revoke`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Revoke {
+    /// The recovery phrase of the lost machine.
+    pub phrase: Secret,
+    /// Its name here, or its PeerId; the only peer with this recovery key, if absent.
+    pub peer: Option<String>,
+}
+
+/// Answer to [`Revoke`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revoked {
+    /// The key that is refused from now on.
+    pub peer_id: String,
+    /// What its machine was called here, if it was a peer.
+    pub name: Option<Name>,
+    /// The statement, to be carried by hand to those who cannot be reached.
+    pub statement: String,
+}
+
+/// `POST /v1/identity/statements`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApplyStatement {
+    /// The statement (`peerstatement1.…`).
+    pub statement: String,
+}
+
+/// Answer to [`ApplyStatement`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FollowedStatement {
+    /// `rotation`, `replacement` or `revocation`.
+    pub kind: String,
+    /// The keys that it ends.
+    pub ended: Vec<String>,
+    /// The key in their place.
+    pub successor: Option<String>,
+    /// Name of the peer here, if anything has changed.
+    pub name: Option<Name>,
+    /// Whether anything has changed: a statement that was in force already changes nothing.
+    pub changed: bool,
 }
 
 /// `POST /v1/identity/seal`.

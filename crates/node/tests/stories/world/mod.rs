@@ -18,7 +18,7 @@ pub(crate) use host::{HOST, Host};
 pub(crate) use images::{Files, Loaded, docker, docker_try, hello, noise, ordinary, probe, salted, shell};
 pub(crate) use machine::{Forward, Machine, Output, Running};
 pub(crate) use registry::Registry;
-pub(crate) use wire::Wire;
+pub(crate) use wire::{Wire, key_of};
 
 /// Longest wait for something that must happen; reaching it fails the test.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
