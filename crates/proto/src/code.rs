@@ -137,9 +137,9 @@ codes! {
     /// The machine cannot isolate as was demanded.
     51 IsolationLacking "isolation_lacking" Refused,
     /// The key has been ended by a statement, and is refused for ever.
-    52 RevokedKey "revoked_key" Refused,
+    53 RevokedKey "revoked_key" Refused,
     /// The words are no recovery phrase, or not the one of this machine.
-    53 WrongRecoveryPhrase "wrong_recovery_phrase" Refused,
+    54 WrongRecoveryPhrase "wrong_recovery_phrase" Refused,
     /// The machine does not offer ways out of containers, or networks between them.
     56 EgressUnavailable "egress_unavailable" Refused,
     /// The provider's owner has paused it, or it lends itself at other hours.

@@ -11,7 +11,7 @@ use peer_proto::query::LogsQuery;
 use crate::world::{Pair, Trio, Wire, eventually, hello, host_of, noise, salted, shell};
 
 /// What is promised, with slack for a machine that does other things as well.
-const SOON: Duration = Duration::from_secs(4);
+pub(crate) const SOON: Duration = Duration::from_secs(4);
 
 /// Reads a never-ending answer through the gateway; gives the moment at which it broke off.
 fn endless_visit(trio: &Trio, url: &str) -> std::thread::JoinHandle<Instant> {
