@@ -10,6 +10,7 @@ use peer_proto::unit::Timestamp;
 use peer_state::database::Tx;
 
 use crate::kept;
+use crate::pause;
 use crate::peers::{self, PeerRecord};
 use crate::refused_keys::{self, RefusedKey};
 use crate::trust::{ChangeError, Snapshot, refused as refuse};
@@ -243,6 +244,7 @@ fn commit(
 }
 
 /// Refuses the key of the row, and notes the recovery key's word with each key that it names and that is refused already.
+/// What the owner of this machine has paused stays paused.
 fn end(
     tx: &Tx<'_>,
     statement: &Statement,
@@ -250,6 +252,7 @@ fn end(
     successor: Option<PeerId>,
     now: Timestamp,
 ) -> Result<(), ChangeError> {
+    pause::succeed(tx, &former.peer, successor.as_ref())?;
     let name = Some(former.name.clone());
     refused_keys::put(tx, &RefusedKey::new(former.peer, name, successor, statement, now))?;
     for subject in statement.subjects().iter().filter(|subject| **subject != former.peer) {

@@ -8,6 +8,7 @@ use peer_proto::unit::{ByteSize, Millicores};
 use peer_state::database::Database;
 
 use super::*;
+use crate::pause::{Means, Pause, Subject};
 use crate::trust::Trust;
 
 const NOW: Timestamp = Timestamp(1_800_000_000_000);
@@ -15,14 +16,18 @@ const BEARER: Bearer = Bearer::Local;
 
 struct World {
     directory: tempfile::TempDir,
+    database: Database,
     trust: Trust,
     recovery: Identity,
     keys: Vec<Identity>,
 }
 
+fn database(directory: &std::path::Path) -> Database {
+    Database::open(&directory.join("db"), &[peer_state::audit::SCHEMA, crate::SCHEMA]).unwrap()
+}
+
 fn open(directory: &std::path::Path) -> Trust {
-    let schemas = [peer_state::audit::SCHEMA, crate::SCHEMA];
-    Trust::open(Database::open(&directory.join("db"), &schemas).unwrap()).unwrap()
+    Trust::open(database(directory)).unwrap()
 }
 
 fn grants() -> Grants {
@@ -33,9 +38,10 @@ impl World {
     /// A list with the first of many keys of one machine, called alice.
     async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let trust = open(directory.path());
+        let database = database(directory.path());
+        let trust = Trust::open(database.clone()).unwrap();
         let keys = (1..80).map(|seed| Identity::from_seed(&[seed; 32])).collect();
-        let world = Self { directory, trust, recovery: Identity::from_seed(&[200; 32]), keys };
+        let world = Self { directory, database, trust, recovery: Identity::from_seed(&[200; 32]), keys };
         world.trust.add(world.card(0), None, grants(), NOW).await.unwrap();
         world
     }
@@ -214,4 +220,29 @@ async fn i3_a_refused_key_that_vanished_from_the_disk_stops_the_start() {
     });
     assert_eq!(gone.unwrap(), 1);
     assert!(Trust::open(database).is_err());
+}
+
+#[tokio::test]
+async fn g4_a_paused_peer_is_paused_under_its_new_key_and_forgotten_with_its_last() {
+    let world = World::new().await;
+    let held = |key: usize| {
+        let peer = Subject::Peer(world.id(key));
+        world.database.write_blocking(move |tx| pause::find(tx, &peer)).unwrap().map(|pause| pause.means)
+    };
+    let set = |key: usize, means| {
+        let (peer, pause) = (Subject::Peer(world.id(key)), Pause { means, since: NOW });
+        world.database.write_blocking(move |tx| pause::set(tx, &peer, &pause)).unwrap();
+    };
+    set(0, Means::Stop);
+    world.follow(world.rotation(0, 1, 1)).await.unwrap();
+    assert_eq!((held(0), held(1)), (None, Some(Means::Stop)));
+    // Of two pauses that meet the stronger stays.
+    set(2, Means::Kill);
+    world.follow(world.rotation(1, 2, 2)).await.unwrap();
+    assert_eq!((held(1), held(2)), (None, Some(Means::Kill)));
+    set(3, Means::Freeze);
+    world.follow(world.rotation(2, 3, 3)).await.unwrap();
+    assert_eq!(held(3), Some(Means::Kill));
+    world.follow(world.revocation(3, 1)).await.unwrap();
+    assert_eq!(held(3), None);
 }

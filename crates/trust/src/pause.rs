@@ -86,6 +86,15 @@ pub fn clear(tx: &Tx<'_>, subject: &Subject) -> Result<bool, DatabaseError> {
     Ok(tx.execute("DELETE FROM pause WHERE subject = ?1", [encode(subject)])? == 1)
 }
 
+/// Has the pause of a peer hold under its new key, or takes it back if the peer has none. Of two pauses the stronger stays.
+pub(crate) fn succeed(tx: &Tx<'_>, old: &PeerId, new: Option<&PeerId>) -> Result<(), DatabaseError> {
+    let Some(pause) = find(tx, &Subject::Peer(*old))? else { return Ok(()) };
+    clear(tx, &Subject::Peer(*old))?;
+    let Some(subject) = new.map(|new| Subject::Peer(*new)) else { return Ok(()) };
+    let weaker = |present: Pause| present.means < pause.means;
+    if find(tx, &subject)?.is_none_or(weaker) { set(tx, &subject, &pause) } else { Ok(()) }
+}
+
 /// The pause of a subject, if it is paused itself.
 pub fn find(tx: &Tx<'_>, subject: &Subject) -> Result<Option<Pause>, DatabaseError> {
     match tx.query_row("SELECT pause FROM pause WHERE subject = ?1", [encode(subject)], |row| row.get::<_, Vec<u8>>(0))
