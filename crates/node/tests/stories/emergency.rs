@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -136,6 +137,45 @@ fn a_panic_that_is_cut_short_is_gone_through_with_by_the_next_start() {
     assert!(refused.stderr.contains("bob"), "{refused:?}");
     pair.bob.ctl(&["resume", "--all"]);
     pair.alice.wait_for_state("web", "running");
+}
+
+#[test]
+fn a_panic_killed_at_any_moment_is_run_again_to_its_end() {
+    let mut pair = Pair::start();
+    let ids = ["one", "two"].map(|name| pair.hello(name, &["--cpu", "0.1", "--restart", "always"]));
+    let foreign = Foreign::start(&pair);
+    let mut cut_short = 0;
+    for delay in [0, 5, 15, 40, 80, 150, 300, 600] {
+        let panic = pair.bob.begin(&["panic"]);
+        std::thread::sleep(Duration::from_millis(delay));
+        pair.bob.kill();
+        cut_short += u32::from(panic.end().status != 0);
+        pair.bob.up();
+        // Either nothing of it is durable and everything runs, or the start goes through with it.
+        let closed = pair.bob.ctl(&["status"]).stdout.contains("emergency");
+        let running = if closed { 0 } else { 2 };
+        let seen = || (pair.bob.containers_with(&[]).len() == running).then_some(());
+        eventually(&format!("after {delay} ms, {running} run"), seen);
+        let report = pair.bob.json(&["panic"]);
+        assert_eq!((&report["still_running"], &report["problems"]), (&json!([]), &json!([])));
+        assert_eq!((pair.bob.containers_with(&[]).len(), pair.bob.containers().len()), (0, 2), "stopped, and kept");
+        assert!(foreign.runs(), "what is not ours is not touched");
+        // Every archive is whole, also those of runs that were cut short; the last one tells of everything.
+        let last = PathBuf::from(report["evidence"].as_str().unwrap());
+        for archive in std::fs::read_dir(pair.bob.data().join("evidence")).unwrap().flatten() {
+            if archive.file_name().to_string_lossy().starts_with("panic-") {
+                assert_eq!(parsed(&evidence(&archive.path()), "panic.json")["complete"], true);
+            }
+        }
+        let files = evidence(&last);
+        for id in &ids {
+            assert_eq!(parsed(&files, &format!("deployments/{id}/inspection.json"))["State"]["Running"], false);
+        }
+        pair.bob.ctl(&["resume", "--all"]);
+        pair.alice.wait_for_state("one", "running");
+        pair.alice.wait_for_state("two", "running");
+    }
+    assert!(cut_short > 1, "only {cut_short} were cut short");
 }
 
 #[test]

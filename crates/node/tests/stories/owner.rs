@@ -1,6 +1,7 @@
 //! The owner of a machine comes first: limits that hold at once, and work of others that is paused and goes on.
 
-use std::time::Duration;
+use std::io::Read as _;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -93,6 +94,42 @@ fn v5_limits_of_one_peer_bind_it_alone_and_are_not_reset_by_allowing() {
     pair.alice.try_ctl(&["push", &pair.files.write(&more), "--peer", "bob"]).refused("no_capacity", 6);
     let unknown = pair.bob.try_ctl(&["limits", "set", "--cpu", "1", "--peer", "carol"]);
     unknown.refused("unknown_peer", 3);
+}
+
+#[test]
+fn v5_bytes_of_a_peer_take_at_least_their_share_of_time() {
+    const RATE: usize = 512 << 10;
+    const SIZE: usize = 2 << 20;
+    // Half of a second's bytes may come at once.
+    const LEAST: Duration = Duration::from_millis(((SIZE - RATE / 2) * 1000 / RATE) as u64);
+    let pair = Pair::start();
+    let image = || salted("hello").layer(xtask::image::Layer::new().file("/blob", &noise(SIZE), 0o644));
+    let pushed = || {
+        let archive = pair.files.write(&image().build().unwrap());
+        let begun = Instant::now();
+        pair.alice.ctl(&["push", &archive, "--peer", "bob"]);
+        begun.elapsed()
+    };
+    // Through a forwarded port too, which counts both ways together.
+    let program = shell("while true; do /bin/busybox head -c 2097152 /dev/zero | nc -l -p 8080; done");
+    let program = pair.files.write(&program);
+    pair.alice.deploy_to("bob", &program, "bytes", &["--cpu", "0.5", "--expose", "8080"]);
+    let fetched = || {
+        let forward = pair.alice.forward("bytes", 8080);
+        let begun = Instant::now();
+        let mut received = Vec::new();
+        forward.connect().read_to_end(&mut received).unwrap();
+        assert_eq!(received.len(), SIZE);
+        begun.elapsed()
+    };
+    let (quick_push, quick_fetch) = (pushed(), fetched());
+    for whose in [&["--peer", "alice"][..], &[]] {
+        pair.bob.ctl(&[&["limits", "set", "--bandwidth", "512k"], whose].concat());
+        let (push, fetch) = (pushed(), fetched());
+        eprintln!("{SIZE} bytes: pushed in {quick_push:?}, then {push:?}; fetched in {quick_fetch:?}, then {fetch:?}");
+        assert!(push >= LEAST && fetch >= LEAST, "{push:?} and {fetch:?} are less than {LEAST:?}");
+        pair.bob.ctl(&[&["limits", "unset", "bandwidth"], whose].concat());
+    }
 }
 
 #[test]
