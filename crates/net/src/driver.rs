@@ -256,7 +256,8 @@ impl Driver {
             dialer.answer(&Ok(()));
         }
         let connection = self.shared.table.get(peer, id);
-        if connection.is_some_and(|connection| connection.direction == Direction::Inbound) {
+        if let Some(connection) = connection.filter(|connection| connection.direction == Direction::Inbound) {
+            self.shared.known.note(peer, &connection.address);
             self.announce(peer);
         }
     }

@@ -102,28 +102,33 @@ impl Tally {
 #[derive(Debug)]
 pub(crate) struct HandshakeGate {
     shared: Arc<Shared>,
+    /// From where nobody who is admitted is known to be.
     pending: Tally,
+    /// From where somebody who is admitted is known to be: however many strangers knock, these find a place.
+    pending_known: Tally,
     established: Tally,
 }
 
 impl HandshakeGate {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, pending: Tally::default(), established: Tally::default() }
+        Self { shared, pending: Tally::default(), pending_known: Tally::default(), established: Tally::default() }
     }
 
     fn begin(&mut self, id: ConnectionId, address: IpAddr) -> Result<(), TooManyHandshakes> {
         let limits = &self.shared.options.limits;
-        let all = self.pending.connections.len();
-        if all >= limits.pending_handshakes || self.pending.from(&address) >= limits.pending_handshakes_per_address {
+        let pending = if self.shared.known.contains(&address) { &mut self.pending_known } else { &mut self.pending };
+        let all = pending.connections.len();
+        if all >= limits.pending_handshakes || pending.from(&address) >= limits.pending_handshakes_per_address {
             return Err(TooManyHandshakes);
         }
-        self.pending.add(id, address);
+        pending.add(id, address);
         self.publish();
         Ok(())
     }
 
     fn establish(&mut self, id: ConnectionId, address: IpAddr) -> Result<(), TooManyFromAddress> {
         self.pending.remove(id);
+        self.pending_known.remove(id);
         self.publish();
         if self.established.from(&address) >= self.shared.options.limits.established_per_address {
             return Err(TooManyFromAddress);
@@ -134,18 +139,19 @@ impl HandshakeGate {
 
     fn end(&mut self, id: ConnectionId) {
         self.pending.remove(id);
+        self.pending_known.remove(id);
         self.established.remove(id);
         self.publish();
     }
 
     fn publish(&self) {
-        let pending = self.pending.connections.len() as u64;
+        let pending = (self.pending.connections.len() + self.pending_known.connections.len()) as u64;
         self.shared.counters.handshakes_pending.store(pending, Ordering::Relaxed);
     }
 }
 
 /// The unit that connections are counted by: an IPv4 address, or an IPv6 /64, which one host can fill at will.
-fn counted_address(address: &Multiaddr) -> IpAddr {
+pub(crate) fn counted_address(address: &Multiaddr) -> IpAddr {
     for component in address {
         match component {
             Component::Ip4(address) => return IpAddr::V4(address),

@@ -12,6 +12,7 @@ mod driver;
 pub mod exchange;
 mod gate;
 mod handler;
+mod known;
 mod multiplex;
 mod network;
 mod once;

@@ -17,6 +17,7 @@ use crate::driver::{Command, Driver};
 use crate::exchange::Deadline;
 use crate::gate::Policy;
 use crate::handler::{Agreement, OpenRequest, StreamFailure};
+use crate::known::Known;
 use crate::multiplex::Multiplexing;
 use crate::options::Options;
 use crate::protocol::{Protocol, Protocols};
@@ -194,6 +195,7 @@ pub(crate) struct Shared {
     pub(crate) table: Table,
     pub(crate) events: broadcast::Sender<NetworkEvent>,
     pub(crate) shares: Shares,
+    pub(crate) known: Known,
     policy: RwLock<Arc<Policy>>,
     /// Why the last dial of each peer failed; only peers that are dialled have an entry.
     failures: RwLock<HashMap<PeerId, OpenError>>,
@@ -209,6 +211,7 @@ impl Shared {
             table: Table::default(),
             events: broadcast::Sender::new(EVENT_QUEUE),
             shares: Shares::default(),
+            known: Known::listed_in(&policy),
             policy: RwLock::new(policy),
             failures: RwLock::default(),
             listening: RwLock::default(),
@@ -221,6 +224,7 @@ impl Shared {
 
     pub(crate) fn replace_policy(&self, policy: Arc<Policy>) -> Arc<Policy> {
         self.shares.keep(&policy);
+        self.known.follow(&policy);
         std::mem::replace(&mut *self.policy.write().unwrap_or_else(PoisonError::into_inner), policy)
     }
 

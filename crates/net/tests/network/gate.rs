@@ -13,7 +13,7 @@ use peer_net::{
 };
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::fixture::{BULK, CONTROL, JOIN, Relay, node, node_with, options, pair, port, until};
+use crate::fixture::{BULK, CONTROL, JOIN, Relay, key, node, node_with, options, pair, port, until};
 
 #[tokio::test]
 async fn v1_untrusted_peer_is_refused_before_any_protocol_inbound() {
@@ -120,6 +120,33 @@ async fn v1_pending_handshakes_are_bounded_per_ip() {
     }
     until(|| guarded.network.counters().connections_over_limit == 7).await;
     assert_eq!(guarded.network.counters().handshakes_pending, 6);
+    drop(silent);
+    until(|| guarded.network.counters().handshakes_pending == 0).await;
+}
+
+#[tokio::test]
+async fn v1_a_crowd_of_strangers_leaves_places_to_those_who_are_known() {
+    let limits = Limits { pending_handshakes: 6, ..Limits::default() };
+    let guarded = node_with(1, Options { limits, ..options() }).await;
+    let friend = key(2).public().to_peer_id();
+    guarded.admit(friend, Role::Peer, vec!["/ip4/127.0.0.9/tcp/1".parse().unwrap()]);
+    until(|| !matches!(guarded.network.connection_state(friend), ConnectionState::NotAdmitted)).await;
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], port(&guarded.address())));
+    let connect = async |last: u8| {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, last], 0).into()).unwrap();
+        socket.connect(address).await.unwrap()
+    };
+    let mut silent = Vec::new();
+    for last in 1..8 {
+        silent.push(connect(last).await);
+    }
+    until(|| guarded.network.counters().connections_over_limit == 1).await;
+    assert_eq!(guarded.network.counters().handshakes_pending, 6);
+    silent.push(connect(9).await);
+    until(|| guarded.network.counters().handshakes_pending == 7).await;
+    silent.push(connect(8).await);
+    until(|| guarded.network.counters().connections_over_limit == 2).await;
     drop(silent);
     until(|| guarded.network.counters().handshakes_pending == 0).await;
 }

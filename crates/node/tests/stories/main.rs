@@ -12,6 +12,7 @@ mod crash;
 mod doctor;
 mod emergency;
 mod engines;
+mod flood;
 mod floods;
 mod forwarder;
 mod gateway;

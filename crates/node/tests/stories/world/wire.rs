@@ -1,11 +1,12 @@
 //! A peer that has a machine's key and speaks the protocols itself, so that it can send what no daemon of ours would.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use peer_net::exchange::{Deadline, read_frame, read_frame_bytes, write_frame};
-use peer_net::{Admission, Incoming, Network, Options, Policy, Protocol, Protocols, Role, Stream, Traffic};
+use peer_net::{Admission, Incoming, Limits, Network, Options, Policy, Protocol, Protocols, Role, Stream, Traffic};
 use peer_node::protocols;
 use peer_proto::PeerId;
 use peer_proto::code::Code;
@@ -19,7 +20,7 @@ use peer_proto::unit::Timestamp;
 use peer_trust::key_file;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::gate::Gate;
 use super::machine::Machine;
@@ -49,13 +50,80 @@ impl Wire {
         Self::with(key_of(machine), others)
     }
 
+    /// Speaks with the key of `machine` without any bound of its own.
+    pub(crate) fn unbounded(machine: &Machine, others: &[&Machine]) -> Self {
+        let limits = Limits { outbound_streams_to_peer: 4096, negotiating_streams: 512, ..Limits::default() };
+        let options = Options { limits, ..Options::default() };
+        Self::speaking(key_of(machine), peers(others), options)
+    }
+
+    /// Connects from many addresses, over and over, until somebody says that it is over: the last `count` sockets are
+    /// held. They say nothing, begin a handshake, or leave it in the middle. Gives how many were made.
+    pub(crate) fn hold_sockets(to: &Machine, count: usize, over: &AtomicBool) -> usize {
+        use tokio::io::AsyncWriteExt;
+        const BEGUN: &[u8] = b"\x13/multistream/1.0.0\n";
+        // The first message of a handshake that the other side answers: any 32 bytes are a public key.
+        let half = [BEGUN, b"\x07/noise\n\x00\x20", &[9; 32]].concat();
+        let port: u16 = to.address.rsplit('/').next().unwrap().parse().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut held = VecDeque::new();
+            let mut made = 0;
+            while !over.load(Ordering::Relaxed) {
+                // Each address may have eight handshakes.
+                let [high, low] = u16::try_from((made / 8) % 60_000).unwrap().to_be_bytes();
+                let socket = tokio::net::TcpSocket::new_v4().unwrap();
+                socket.bind(([127, 1 + high, low, 1], 0).into()).unwrap();
+                let connect = socket.connect(([127, 0, 0, 1], port).into());
+                let Ok(Ok(mut stream)) = tokio::time::timeout(Duration::from_secs(1), connect).await else { continue };
+                let said = [&[][..], BEGUN, &half][made % 3];
+                drop(stream.write_all(said).await);
+                held.push_back(stream);
+                held.drain(..held.len().saturating_sub(count));
+                made += 1;
+                if made > count {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+            }
+            made
+        })
+    }
+
+    /// Opens so many streams as fast as it can, `at_once` at one time, each with a part of a message of which this length is
+    /// announced. Gives how many were opened, and the last ones.
+    pub(crate) fn open_many(&self, to: &Machine, count: usize, at_once: usize, announced: u32) -> (usize, Vec<Stream>) {
+        use futures::AsyncWriteExt;
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let mut part = announced.to_be_bytes().to_vec();
+        // Less than what a stream's window takes, however slowly the other side reads.
+        part.resize(250_000, 0);
+        let part = Arc::new(part);
+        self.runtime.block_on(async {
+            let (mut tasks, mut held, mut opened) = (JoinSet::new(), VecDeque::new(), 0);
+            for number in 0..count {
+                if tasks.len() >= at_once {
+                    let stream = tasks.join_next().await.and_then(Result::ok).flatten();
+                    opened += usize::from(stream.is_some());
+                    held.extend(stream);
+                    held.drain(..held.len().saturating_sub(at_once));
+                }
+                let (network, peer, part) = (self.network.clone(), id_of(to), Arc::clone(&part));
+                tasks.spawn(async move {
+                    let traffic = if number % 2 == 0 { Traffic::Control } else { Traffic::Bulk };
+                    let opening = network.open(peer, protocols::CONTROL, traffic);
+                    let mut stream = tokio::time::timeout(PATIENCE, opening).await.ok()?.ok()?;
+                    drop(tokio::time::timeout(PATIENCE, stream.write_all(&part)).await);
+                    Some(stream)
+                });
+            }
+            held.extend(tasks.join_all().await.into_iter().flatten().inspect(|_| opened += 1));
+            (opened, held.into())
+        })
+    }
+
     /// Speaks with any key.
     pub(crate) fn with(identity: Identity, others: &[&Machine]) -> Self {
-        let admitted = others.iter().map(|other| {
-            let admission = Admission { role: Role::Peer, addresses: vec![other.address.parse().unwrap()] };
-            (id_of(other), admission)
-        });
-        Self::admitting(identity, admitted.collect())
+        Self::admitting(identity, peers(others))
     }
 
     /// Speaks with any key to a gateway.
@@ -67,9 +135,13 @@ impl Wire {
     }
 
     fn admitting(identity: Identity, admitted: HashMap<PeerId, Admission>) -> Self {
+        Self::speaking(identity, admitted, Options::default())
+    }
+
+    fn speaking(identity: Identity, admitted: HashMap<PeerId, Admission>, options: Options) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let policy = watch::Sender::new(Arc::new(Policy { admitted }));
-        let start = Network::start(identity.to_keypair(), Options::default(), policy.subscribe(), Protocols::none());
+        let start = Network::start(identity.to_keypair(), options, policy.subscribe(), Protocols::none());
         let (network, incoming) = runtime.block_on(start).unwrap();
         Self { identity, runtime, network, _incoming: incoming, _policy: policy }
     }
@@ -250,6 +322,14 @@ impl Pending<'_> {
         }
         events
     }
+}
+
+fn peers(others: &[&Machine]) -> HashMap<PeerId, Admission> {
+    let admitted = others.iter().map(|other| {
+        let admission = Admission { role: Role::Peer, addresses: vec![other.address.parse().unwrap()] };
+        (id_of(other), admission)
+    });
+    admitted.collect()
 }
 
 /// The PeerId of a machine.
