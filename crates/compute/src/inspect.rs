@@ -219,12 +219,17 @@ fn network_differences(told: &ContainerCreateBody, report: &ContainerInspectResp
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
-    use bollard::models::{DeviceMapping, EndpointSettings, Mount, MountPoint, NetworkSettings, PortBinding};
+    use bollard::models::{
+        DeviceMapping, EndpointSettings, Mount, MountPoint, NetworkSettings, PortBinding, ResourcesUlimits,
+    };
     use peer_proto::deploy::{Capability, Specification, User};
+    use peer_proto::id::DeploymentId;
+    use peer_proto::identity::Identity;
     use peer_proto::unit::ByteSize;
 
     use super::*;
     use crate::profile::tests::{image, planned, specification};
+    use crate::wall::attach::Networks;
 
     /// What an engine reports of a container that was made exactly as planned.
     fn good(plan: &ContainerPlan) -> ContainerInspectResponse {
@@ -259,6 +264,12 @@ mod tests {
         }
     }
 
+    fn demanding(runtime: &str) -> ContainerPlan {
+        let (owner, uid) = (Identity::generate().peer_id(), profile::uid_for(0, false).unwrap());
+        let runtime = Some(runtime.parse().unwrap());
+        profile::plan(&specification(), &image(), DeploymentId::random(), owner, "node", uid, runtime).unwrap()
+    }
+
     #[test]
     fn a_container_as_planned_has_no_differences() {
         let plan = planned(&specification(), &image()).unwrap();
@@ -272,6 +283,60 @@ mod tests {
         let host = report.host_config.as_mut().unwrap();
         (host.blkio_weight, host.memory_swappiness) = (None, Some(-1));
         assert_eq!(differences(&plan, &report), Vec::<String>::new());
+    }
+
+    #[test]
+    fn v4_the_runtime_is_the_one_that_was_demanded() {
+        let plan = demanding("runsc");
+        let mut report = good(&plan);
+        assert_eq!(differences(&plan, &report), ["Runtime is runc"]);
+        report.host_config.as_mut().unwrap().runtime = Some("runsc".into());
+        assert_eq!(differences(&plan, &report), Vec::<String>::new());
+    }
+
+    #[test]
+    fn the_program_is_the_one_that_was_asked_for() {
+        let (entrypoint, command) = (vec!["/asked".to_owned()], vec!["for".to_owned()]);
+        let asked = Specification { entrypoint: Some(entrypoint.clone()), command: command.clone(), ..specification() };
+        let plan = planned(&asked, &image()).unwrap();
+        let mut report = good(&plan);
+        let found = differences(&plan, &report);
+        assert!(found.len() == 2 && found[0].starts_with("Entrypoint ") && found[1].starts_with("Cmd "), "{found:?}");
+        let config = report.config.as_mut().unwrap();
+        (config.entrypoint, config.cmd) = (Some(entrypoint), Some(command));
+        assert_eq!(differences(&plan, &report), Vec::<String>::new());
+    }
+
+    #[test]
+    fn i2_only_tmpfs_of_the_plan_may_be_mounted() {
+        let plan = planned(&specification(), &image()).unwrap();
+        for (kind, destination, allowed) in
+            [("tmpfs", "/tmp", true), ("tmpfs", "/etc", false), ("bind", "/tmp", false), ("bind", "/etc", false)]
+        {
+            let mut report = good(&plan);
+            let (typ, destination) = (Some(kind.to_owned()), Some(destination.to_owned()));
+            report.mounts = Some(vec![MountPoint { typ, destination, ..MountPoint::default() }]);
+            assert_eq!(differences(&plan, &report).is_empty(), allowed, "{kind}");
+        }
+    }
+
+    #[test]
+    fn v4n_a_container_is_in_its_networks_and_in_no_other() {
+        let attached = |plan: &ContainerPlan, names: &[&str]| {
+            let mut report = good(plan);
+            let networks = names.iter().map(|name| ((*name).to_owned(), EndpointSettings::default())).collect();
+            report.network_settings.as_mut().unwrap().networks = Some(networks);
+            differences(plan, &report)
+        };
+        let none = planned(&specification(), &image()).unwrap();
+        assert_eq!(attached(&none, &[]), Vec::<String>::new());
+        let networks = Networks { first: Some("front".into()), second: Some("back".into()), ..Networks::default() };
+        let plan = none.in_networks(networks);
+        assert_eq!(plan.second_network(), Some(("back", "web_1.x")));
+        assert_eq!(attached(&plan, &["front", "back"]), Vec::<String>::new());
+        assert_eq!(attached(&plan, &["front"]), ["it is not attached to network back"]);
+        assert_eq!(attached(&plan, &["back"]), ["it is not attached to network front"]);
+        assert_eq!(attached(&plan, &["front", "back", "bridge"]), ["it is attached to network bridge"]);
     }
 
     type Spoil = fn(&mut HostConfig);
@@ -310,6 +375,7 @@ mod tests {
             ("OomKillDisable", |h| h.oom_kill_disable = Some(true)),
             ("OomScoreAdj", |h| h.oom_score_adj = Some(-500)),
             ("Ulimits", |h| drop(h.ulimits.as_mut().unwrap().pop())),
+            ("Ulimits", |h| h.ulimits.as_mut().unwrap().push(ResourcesUlimits::default())),
             ("ShmSize", |h| h.shm_size = Some(64 << 20)),
             ("MaskedPaths", |h| h.masked_paths = Some(vec![])),
             ("ReadonlyPaths", |h| h.readonly_paths = None),

@@ -359,13 +359,18 @@ pub(crate) mod tests {
 
     #[test]
     fn v5_every_limit_is_set_and_swap_is_not_given_on_top() {
-        let body = body(&planned(&specification(), &image()).unwrap());
+        let plan = planned(&specification(), &image()).unwrap();
+        assert_eq!(*plan.limits(), specification().limits);
+        let body = body(&plan);
         let host = body.host_config.unwrap();
         assert_eq!((host.memory, host.memory_swap), (Some(256 << 20), Some(256 << 20)));
         assert_eq!((host.nano_cpus, host.pids_limit), (Some(500_000_000), Some(100)));
         assert_eq!(body.user.as_deref(), Some("200007:200007"));
         assert_eq!(body.hostname.as_deref(), Some("web-1-x"));
-        assert!(host.tmpfs.unwrap()["/tmp"].contains("size=67108864,"));
+        assert_eq!(host.shm_size, Some(1_048_576));
+        let tmpfs = host.tmpfs.unwrap();
+        assert!(tmpfs["/tmp"].contains("size=67108864,nr_inodes=16384,"), "{tmpfs:?}");
+        assert!(tmpfs["/run"].contains("size=4194304,nr_inodes=1024,"), "{tmpfs:?}");
     }
 
     #[test]
@@ -385,9 +390,9 @@ pub(crate) mod tests {
             let image = image_with(Wishes { volumes: vec![path.into()], ..wishes() });
             assert_eq!(planned(&specification(), &image).unwrap_err().code, Code::InvalidImage, "{path}");
         }
-        let volumes = (0..=VOLUMES_MAX).map(|n| format!("/{n}")).collect();
-        let image = image_with(Wishes { volumes, ..wishes() });
-        assert!(planned(&specification(), &image).is_err());
+        let many = |count| image_with(Wishes { volumes: (0..count).map(|n| format!("/{n}")).collect(), ..wishes() });
+        assert!(planned(&specification(), &many(VOLUMES_MAX)).is_ok());
+        assert!(planned(&specification(), &many(VOLUMES_MAX + 1)).is_err());
     }
 
     #[test]
