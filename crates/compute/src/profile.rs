@@ -314,6 +314,9 @@ fn host_config(plan: &ContainerPlan) -> HostConfig {
 }
 
 #[cfg(test)]
+mod body_tests;
+
+#[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 pub(crate) mod tests {
     use peer_proto::identity::Identity;
