@@ -1,7 +1,8 @@
 //! Drives the real programs and a real engine: prints the figures that are promised, and the endurance run.
 //!
 //! [`world`] runs two peers and a gateway, [`counter`] counts what travels between them, [`engine`] is the comparison,
-//! [`http`] the visitor, [`system`] the kernel's view; [`measure`] makes the table, [`ways`] a smaller one, [`cycles`] the endurance run.
+//! [`http`] the visitor, [`system`] the kernel's view; [`measure`] makes the table, [`ways`] and [`floods`]
+//! smaller ones (the latter with the help of [`rogue`]), [`cycles`] the endurance run.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool speaks on its standard streams")]
 
@@ -9,9 +10,11 @@ mod chance;
 mod counter;
 mod cycles;
 mod engine;
+mod floods;
 mod http;
 mod image;
 mod measure;
+mod rogue;
 mod system;
 mod ways;
 mod world;
@@ -53,6 +56,14 @@ enum Task {
         #[arg(long, default_value_t = 512)]
         download: u64,
     },
+    /// Compares one friend's deploys in quiet with those beside another friend at full rate.
+    Floods {
+        #[command(flatten)]
+        place: Place,
+        /// Deployments to start in each part of the run; the median counts.
+        #[arg(long, default_value_t = 10)]
+        rounds: usize,
+    },
     /// Deploys and removes while the daemon is killed at random moments, then looks for anything left behind.
     Cycles {
         #[command(flatten)]
@@ -91,6 +102,7 @@ fn main() -> ExitCode {
     let done = match Task::parse() {
         Task::Measure { place, rounds, download } => run_measure(&place, rounds, download, measure::run),
         Task::Ways { place, rounds, download } => run_measure(&place, rounds, download, ways::run),
+        Task::Floods { place, rounds } => run_floods(&place, rounds),
         Task::Cycles { place, count, seed } => run_cycles(&place, count, seed),
     };
     match done {
@@ -114,6 +126,15 @@ fn run_measure(
     let download = mebibytes.checked_mul(1 << 20).ok_or("--download is too large")?;
     let plan = measure::Plan { rounds, download, engine: place.engine_socket.clone(), programs: place.programs()? };
     print!("{}", measure::table(&run(&plan)?));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_floods(place: &Place, rounds: usize) -> Result<ExitCode, Failure> {
+    if rounds == 0 {
+        return Err("--rounds must be at least 1".into());
+    }
+    let plan = floods::Plan { rounds, engine: place.engine_socket.clone(), programs: place.programs()? };
+    print!("{}", measure::table(&floods::run(&plan)?));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -204,6 +204,25 @@ impl World {
         self.peerctl("bob", &["gateway", "add", &address])?.succeed().map(drop)
     }
 
+    /// Makes a friend of bob's whose daemon is down, and gives the directory that holds his key.
+    pub(crate) fn turned_friend(&mut self, name: &str) -> Result<PathBuf, Failure> {
+        let (mut daemon, _counter) = peer(&self.programs, self.directory.path(), name, &["--engine", "none"], None)?;
+        self.answers(name)?;
+        self.peerctl(name, &["init", "--name", name])?.succeed()?;
+        let ticket = self.peerctl("bob", &["invite", "--allow", "deploy"])?.succeed()?;
+        let ticket = ticket.as_str().ok_or("the invitation is no text")?.to_owned();
+        self.peerctl(name, &["join", &ticket])?.succeed()?;
+        daemon.stop()?;
+        Ok(self.path(name))
+    }
+
+    /// Where bob's daemon listens, with nothing in front of it.
+    pub(crate) fn bob_address(&self) -> Result<String, Failure> {
+        let arguments = &self.bob.arguments;
+        let flag = arguments.iter().position(|argument| argument == "--listen").ok_or("bob listens nowhere")?;
+        Ok(arguments[flag + 1].to_string_lossy().into_owned())
+    }
+
     /// Starts `peerctl` as somebody.
     pub(crate) fn peerctl(&mut self, who: &str, arguments: &[&str]) -> Result<Running, Failure> {
         let socket = self.socket(who);
