@@ -3,9 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use minicbor::{Decode, Decoder, Encode, Encoder, decode, encode};
 use serde::{Deserialize, Serialize};
 
+use crate::id::text_form;
 use crate::unit::UnitError;
 
 /// Minutes of a day.
@@ -108,30 +108,7 @@ fn parse_minute(text: &str) -> Option<u16> {
     (minute < 60 && (hour < 24 || (hour, minute) == (24, 0))).then_some(hour * 60 + minute)
 }
 
-impl TryFrom<String> for Hours {
-    type Error = UnitError;
-    fn try_from(text: String) -> Result<Self, UnitError> {
-        text.parse()
-    }
-}
-
-impl From<Hours> for String {
-    fn from(hours: Hours) -> Self {
-        hours.to_string()
-    }
-}
-
-impl<C> Encode<C> for Hours {
-    fn encode<W: encode::Write>(&self, e: &mut Encoder<W>, _: &mut C) -> Result<(), encode::Error<W::Error>> {
-        e.str(&self.to_string())?.ok()
-    }
-}
-
-impl<'b, C> Decode<'b, C> for Hours {
-    fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, decode::Error> {
-        d.str()?.parse().map_err(|error: UnitError| decode::Error::message(error.to_string()))
-    }
-}
+text_form!(Hours);
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a failing parse is a failing test")]

@@ -14,6 +14,70 @@ use sha2::{Digest as _, Sha256};
 #[error("{0}")]
 pub struct IdError(pub(crate) String);
 
+/// The form in JSON of a type whose text says all of it: `Display` one way, `FromStr` the other.
+macro_rules! text_in_json {
+    ($name:ident) => {
+        impl TryFrom<String> for $name {
+            type Error = <Self as std::str::FromStr>::Err;
+            fn try_from(text: String) -> Result<Self, Self::Error> {
+                text.parse()
+            }
+        }
+        impl From<$name> for String {
+            fn from(value: $name) -> Self {
+                value.to_string()
+            }
+        }
+    };
+}
+
+/// The same, and the form in CBOR.
+macro_rules! text_form {
+    ($name:ident) => {
+        $crate::id::text_in_json!($name);
+
+        impl<C> minicbor::Encode<C> for $name {
+            fn encode<W: minicbor::encode::Write>(
+                &self,
+                encoder: &mut minicbor::Encoder<W>,
+                context: &mut C,
+            ) -> Result<(), minicbor::encode::Error<W::Error>> {
+                $crate::frame::as_text::encode(self, encoder, context)
+            }
+        }
+        impl<'b, C> minicbor::Decode<'b, C> for $name {
+            fn decode(decoder: &mut minicbor::Decoder<'b>, context: &mut C) -> Result<Self, minicbor::decode::Error> {
+                $crate::frame::as_text::decode(decoder, context)
+            }
+        }
+    };
+}
+
+/// A text of which `FromStr` says what may be in it.
+macro_rules! text_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// The text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+        $crate::id::text_form!($name);
+    };
+}
+
+pub(crate) use {text_form, text_id, text_in_json};
+
 macro_rules! bytes_id {
     ($(#[$doc:meta])* $name:ident, $length:literal, $what:literal) => {
         $(#[$doc])*
@@ -48,17 +112,7 @@ macro_rules! bytes_id {
                 })
             }
         }
-        impl TryFrom<String> for $name {
-            type Error = IdError;
-            fn try_from(text: String) -> Result<Self, IdError> {
-                text.parse()
-            }
-        }
-        impl From<$name> for String {
-            fn from(id: $name) -> String {
-                id.to_string()
-            }
-        }
+        text_in_json!($name);
     };
 }
 
@@ -142,30 +196,12 @@ impl FromStr for Digest {
     }
 }
 
-impl TryFrom<String> for Digest {
-    type Error = IdError;
-    fn try_from(text: String) -> Result<Self, IdError> {
-        text.parse()
-    }
-}
+text_in_json!(Digest);
 
-impl From<Digest> for String {
-    fn from(digest: Digest) -> String {
-        digest.to_string()
-    }
-}
-
-/// A name that a person gives to a peer or a deployment: 1 to 63 of `a-z 0-9 - _ .`, beginning with a letter or digit.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Name(String);
-
-impl Name {
-    /// The text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
+text_id!(
+    /// A name that a person gives to a peer or a deployment: 1 to 63 of `a-z 0-9 - _ .`, beginning with a letter or digit.
+    Name
+);
 
 impl FromStr for Name {
     type Err = IdError;
@@ -181,41 +217,6 @@ impl FromStr for Name {
                 crate::text::escape(text)
             )))
         }
-    }
-}
-
-impl TryFrom<String> for Name {
-    type Error = IdError;
-    fn try_from(text: String) -> Result<Self, IdError> {
-        text.parse()
-    }
-}
-
-impl From<Name> for String {
-    fn from(name: Name) -> String {
-        name.0
-    }
-}
-
-impl fmt::Display for Name {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl<C> Encode<C> for Name {
-    fn encode<W: minicbor::encode::Write>(
-        &self,
-        encoder: &mut minicbor::Encoder<W>,
-        _: &mut C,
-    ) -> Result<(), minicbor::encode::Error<W::Error>> {
-        encoder.str(&self.0)?.ok()
-    }
-}
-
-impl<'b, C> Decode<'b, C> for Name {
-    fn decode(decoder: &mut minicbor::Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
-        decoder.str()?.parse().map_err(|error: IdError| minicbor::decode::Error::message(error.0))
     }
 }
 

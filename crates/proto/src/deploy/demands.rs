@@ -1,22 +1,16 @@
 //! What a requester demands of the machine that runs his deployment. Demands are met or refused, never lowered.
 
-use std::fmt;
 use std::str::FromStr;
 
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
-/// Name of a runtime in the engine, such as `runsc`: 1 to 64 of `a-z 0-9 . _ -`, beginning with a letter or digit.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct RuntimeName(String);
+use crate::id::text_id;
 
-impl RuntimeName {
-    /// The text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
+text_id!(
+    /// Name of a runtime in the engine, such as `runsc`: 1 to 64 of `a-z 0-9 . _ -`, beginning with a letter or digit.
+    RuntimeName
+);
 
 impl FromStr for RuntimeName {
     type Err = String;
@@ -30,41 +24,6 @@ impl FromStr for RuntimeName {
         }
         let shown = crate::text::escape(text);
         Err(format!("'{shown}' is not a runtime's name; use 1 to 64 of a-z, 0-9, '.', '_' and '-', such as runsc"))
-    }
-}
-
-impl TryFrom<String> for RuntimeName {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<RuntimeName> for String {
-    fn from(name: RuntimeName) -> Self {
-        name.0
-    }
-}
-
-impl fmt::Display for RuntimeName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl<C> Encode<C> for RuntimeName {
-    fn encode<W: minicbor::encode::Write>(
-        &self,
-        encoder: &mut minicbor::Encoder<W>,
-        _: &mut C,
-    ) -> Result<(), minicbor::encode::Error<W::Error>> {
-        encoder.str(&self.0)?.ok()
-    }
-}
-
-impl<'b, C> Decode<'b, C> for RuntimeName {
-    fn decode(decoder: &mut minicbor::Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
-        decoder.str()?.parse().map_err(minicbor::decode::Error::message)
     }
 }
 

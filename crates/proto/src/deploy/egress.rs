@@ -8,6 +8,7 @@ use std::str::FromStr;
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
+use crate::id::{text_form, text_id};
 use crate::text::escape;
 use crate::unit::Port;
 
@@ -16,10 +17,10 @@ pub const HOSTS_MAX: usize = 32;
 /// Longest host name (bytes).
 const NAME_MAX: usize = 253;
 
-/// What a container may reach outside of itself.
+/// How far out: of what a container may reach, or of what a grant allows at most. `T` says which hosts.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, Encode, Decode)]
 #[serde(rename_all = "snake_case")]
-pub enum Egress {
+pub enum Level<T: Ord> {
     /// Nothing.
     #[default]
     #[n(0)]
@@ -29,15 +30,22 @@ pub enum Egress {
     Internet,
     /// These, as far as they have public addresses (IPv4).
     #[n(2)]
-    Hosts(#[n(0)] BTreeSet<Destination>),
+    Hosts(#[n(0)] BTreeSet<T>),
 }
 
-impl Egress {
-    /// Whether it is [`Egress::None`].
+/// What a container may reach outside of itself.
+pub type Egress = Level<Destination>;
+/// What egress a grant allows at most: hosts are those that one of the patterns fits.
+pub type EgressGrant = Level<HostPattern>;
+
+impl<T: Ord> Level<T> {
+    /// Whether it is [`Level::None`].
     pub fn is_none(&self) -> bool {
         matches!(self, Self::None)
     }
+}
 
+impl Egress {
     /// The rules that the type cannot express.
     pub(super) fn check(&self) -> Result<(), String> {
         let Self::Hosts(hosts) = self else { return Ok(()) };
@@ -45,51 +53,7 @@ impl Egress {
     }
 }
 
-impl fmt::Display for Egress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::None => f.write_str("none"),
-            Self::Internet => f.write_str("internet"),
-            Self::Hosts(hosts) => list(hosts, f),
-        }
-    }
-}
-
-impl FromStr for Egress {
-    type Err = String;
-
-    /// `none`, `internet`, or `HOST:PORT`s separated by commas.
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "none" => Ok(Self::None),
-            "internet" => Ok(Self::Internet),
-            hosts => Ok(Self::Hosts(parse_list(hosts)?)),
-        }
-    }
-}
-
-/// What egress a grant allows at most.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, Encode, Decode)]
-#[serde(rename_all = "snake_case")]
-pub enum EgressGrant {
-    /// None.
-    #[default]
-    #[n(0)]
-    None,
-    /// Any.
-    #[n(1)]
-    Internet,
-    /// Hosts that one of these fits.
-    #[n(2)]
-    Hosts(#[n(0)] BTreeSet<HostPattern>),
-}
-
 impl EgressGrant {
-    /// Whether it is [`EgressGrant::None`].
-    pub fn is_none(&self) -> bool {
-        matches!(self, Self::None)
-    }
-
     /// What of `egress` it does not allow, in the words of the command line; nothing if it allows all of it.
     pub fn lacks(&self, egress: &Egress) -> Option<String> {
         match (self, egress) {
@@ -105,41 +69,35 @@ impl EgressGrant {
     }
 }
 
-impl fmt::Display for EgressGrant {
+impl<T: fmt::Display + Ord> fmt::Display for Level<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::None => f.write_str("none"),
-            Self::Internet => f.write_str("internet"),
-            Self::Hosts(patterns) => list(patterns, f),
+        let hosts = match self {
+            Self::None => return f.write_str("none"),
+            Self::Internet => return f.write_str("internet"),
+            Self::Hosts(hosts) => hosts,
+        };
+        for (index, host) in hosts.iter().enumerate() {
+            f.write_str(if index == 0 { "" } else { "," })?;
+            host.fmt(f)?;
         }
+        Ok(())
     }
 }
 
-impl FromStr for EgressGrant {
+impl<T: FromStr<Err = String> + Ord> FromStr for Level<T> {
     type Err = String;
 
-    /// `none`, `internet`, or hosts separated by commas: `HOST`, `HOST:PORT`, `*.DOMAIN` or `*.DOMAIN:PORT`.
+    /// `none`, `internet`, or hosts separated by commas: of a container `HOST:PORT`; of a grant `HOST`, `HOST:PORT`,
+    /// `*.DOMAIN` or `*.DOMAIN:PORT`.
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "none" => Ok(Self::None),
-            "internet" => Ok(Self::Internet),
-            patterns => Ok(Self::Hosts(parse_list(patterns)?)),
-        }
+        let hosts: BTreeSet<T> = match text {
+            "none" => return Ok(Self::None),
+            "internet" => return Ok(Self::Internet),
+            hosts => hosts.split(',').map(str::parse).collect::<Result<_, _>>()?,
+        };
+        check_count(hosts.len())?;
+        Ok(Self::Hosts(hosts))
     }
-}
-
-fn list<T: fmt::Display>(items: &BTreeSet<T>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    for (index, item) in items.iter().enumerate() {
-        f.write_str(if index == 0 { "" } else { "," })?;
-        item.fmt(f)?;
-    }
-    Ok(())
-}
-
-fn parse_list<T: FromStr<Err = String> + Ord>(text: &str) -> Result<BTreeSet<T>, String> {
-    let items = text.split(',').map(str::parse).collect::<Result<BTreeSet<_>, _>>()?;
-    check_count(items.len())?;
-    Ok(items)
 }
 
 fn check_count(count: usize) -> Result<(), String> {
@@ -179,16 +137,10 @@ impl FromStr for Host {
     }
 }
 
-/// A name with at least two labels of `a-z 0-9 -`, of which the last is no number.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct HostName(String);
-
-impl HostName {
-    /// The text, without a dot at its end.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
+text_id!(
+    /// A name with at least two labels of `a-z 0-9 -`, of which the last is no number, without a dot at its end.
+    HostName
+);
 
 impl FromStr for HostName {
     type Err = String;
@@ -291,39 +243,6 @@ impl FromStr for HostPattern {
             None => Ok(Self { host: host.parse()?, below: false, port }),
         }
     }
-}
-
-macro_rules! text_form {
-    ($type:ident) => {
-        impl TryFrom<String> for $type {
-            type Error = String;
-            fn try_from(text: String) -> Result<Self, String> {
-                text.parse()
-            }
-        }
-
-        impl From<$type> for String {
-            fn from(value: $type) -> Self {
-                value.to_string()
-            }
-        }
-
-        impl<C> Encode<C> for $type {
-            fn encode<W: minicbor::encode::Write>(
-                &self,
-                encoder: &mut minicbor::Encoder<W>,
-                context: &mut C,
-            ) -> Result<(), minicbor::encode::Error<W::Error>> {
-                crate::frame::as_text::encode(self, encoder, context)
-            }
-        }
-
-        impl<'b, C> Decode<'b, C> for $type {
-            fn decode(decoder: &mut minicbor::Decoder<'b>, context: &mut C) -> Result<Self, minicbor::decode::Error> {
-                crate::frame::as_text::decode(decoder, context)
-            }
-        }
-    };
 }
 
 text_form!(Destination);

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
-use crate::id::Digest;
+use crate::id::{Digest, text_form};
 
 /// Largest image configuration (bytes).
 pub const IMAGE_CONFIGURATION_MAX: usize = 256 * 1024;
@@ -49,18 +49,9 @@ pub enum ImageSource {
 }
 
 /// A reference to an image in a registry, pinned to the digest of its manifest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Encode, Decode)]
-#[cbor(transparent)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct RegistryReference(
-    #[n(0)]
-    #[cbor(with = "crate::frame::as_text")]
-    RegistryReferenceText,
-);
-
-/// The checked text of a [`RegistryReference`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct RegistryReferenceText {
+pub struct RegistryReference {
     name: String,
     digest: Digest,
 }
@@ -68,22 +59,22 @@ struct RegistryReferenceText {
 impl RegistryReference {
     /// Registry, repository and image name, without the digest.
     pub fn name(&self) -> &str {
-        &self.0.name
+        &self.name
     }
 
     /// Digest of the manifest.
     pub fn digest(&self) -> Digest {
-        self.0.digest
+        self.digest
     }
 }
 
-impl fmt::Display for RegistryReferenceText {
+impl fmt::Display for RegistryReference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}@{}", self.name, self.digest)
     }
 }
 
-impl FromStr for RegistryReferenceText {
+impl FromStr for RegistryReference {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -103,31 +94,7 @@ impl FromStr for RegistryReferenceText {
     }
 }
 
-impl fmt::Display for RegistryReference {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl FromStr for RegistryReference {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        text.parse().map(Self)
-    }
-}
-
-impl TryFrom<String> for RegistryReference {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<RegistryReference> for String {
-    fn from(reference: RegistryReference) -> String {
-        reference.to_string()
-    }
-}
+text_form!(RegistryReference);
 
 #[cfg(test)]
 mod tests {

@@ -7,6 +7,8 @@ use std::str::FromStr;
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
+use crate::id::text_in_json;
+
 /// Who the first process of a container is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, Encode, Decode)]
 #[serde(rename_all = "snake_case")]
@@ -119,18 +121,7 @@ impl FromStr for Capability {
     }
 }
 
-impl TryFrom<String> for Capability {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<Capability> for String {
-    fn from(capability: Capability) -> Self {
-        capability.as_str().to_owned()
-    }
-}
+text_in_json!(Capability);
 
 /// Some capabilities in words: `chown, setuid`.
 pub fn list_capabilities(capabilities: &BTreeSet<Capability>) -> String {

@@ -7,6 +7,7 @@ use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
 use super::Limits;
+use crate::id::text_id;
 use crate::unit::ByteSize;
 
 /// Most writable paths of one deployment.
@@ -14,18 +15,13 @@ pub const WRITABLE_MAX: usize = 16;
 /// Longest path at which something is mounted (bytes).
 const MOUNT_PATH_MAX: usize = 256;
 
-/// A place inside a container where a tmpfs may be put: an absolute path in its plainest form, neither the root nor
-/// anything that the kernel shows of itself.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct MountPath(String);
+text_id!(
+    /// A place inside a container where a tmpfs may be put: an absolute path in its plainest form, neither the root nor
+    /// anything that the kernel shows of itself.
+    MountPath
+);
 
 impl MountPath {
-    /// The path.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
     /// Reads a path with more slashes than it needs, as images write them.
     pub fn normalised(text: &str) -> Result<Self, String> {
         let invalid = |why: &str| Err(format!("'{}' {why}", crate::text::escape(text)));
@@ -57,25 +53,6 @@ impl FromStr for MountPath {
     }
 }
 
-impl TryFrom<String> for MountPath {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<MountPath> for String {
-    fn from(path: MountPath) -> Self {
-        path.0
-    }
-}
-
-impl fmt::Display for MountPath {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
 /// One writable place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Encode, Decode)]
 #[serde(deny_unknown_fields)]
@@ -83,7 +60,6 @@ impl fmt::Display for MountPath {
 pub struct Writable {
     /// Where.
     #[n(0)]
-    #[cbor(with = "crate::frame::as_text")]
     pub path: MountPath,
     /// How much fits (bytes); it counts as memory.
     #[n(1)]
