@@ -197,8 +197,8 @@ impl fmt::Display for ContainerId {
     }
 }
 
-/// What kind of engine answers.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What kind of engine answers. The default is one that has told nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "independent facts as the engine reports them")]
 pub struct EngineFacts {
     /// Version of the engine's program.

@@ -132,27 +132,14 @@ pub(crate) mod tests {
 
     pub(crate) fn engine() -> EngineFacts {
         EngineFacts {
-            version: "20.10".into(),
-            api_version: "1.41".into(),
-            kernel_version: "6.1".into(),
-            security_options: vec![],
             seccomp: true,
-            apparmor: false,
-            user_namespace: false,
-            rootless: false,
-            cgroup_driver: "cgroupfs".into(),
             cgroup_version: 2,
             cpus: 2,
             memory: 1 << 30,
             architecture: "amd64".into(),
-            storage_driver: "overlay2".into(),
             runtime: "runc".into(),
             runtimes: vec!["runc".into()],
-            owner_runtime: None,
-            sized_root: false,
-            live_restore: false,
-            containerd_version: String::new(),
-            runc_version: String::new(),
+            ..EngineFacts::default()
         }
     }
 

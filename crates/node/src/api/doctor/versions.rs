@@ -176,26 +176,17 @@ pub(super) mod tests {
     pub(in super::super) fn facts() -> EngineFacts {
         EngineFacts {
             version: "28.4.0".into(),
-            api_version: "1.51".into(),
             kernel_version: "6.12.43".into(),
             runc_version: "1.3.3".into(),
             containerd_version: "v1.7.29".into(),
             security_options: vec!["name=seccomp,profile=builtin".into()],
             seccomp: true,
             apparmor: true,
-            user_namespace: false,
-            rootless: false,
-            cgroup_driver: "systemd".into(),
             cgroup_version: 2,
-            cpus: 2,
-            memory: 1 << 30,
-            architecture: "amd64".into(),
-            storage_driver: "overlay2".into(),
             runtime: "runc".into(),
             runtimes: vec!["runc".into()],
-            owner_runtime: None,
-            sized_root: false,
             live_restore: true,
+            ..EngineFacts::default()
         }
     }
 
