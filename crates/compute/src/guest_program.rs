@@ -25,7 +25,7 @@ const INSIDE: &str = "peer-guest";
 /// Largest program (bytes).
 const SIZE_MAX: u64 = 64 << 20;
 
-/// The program, as it was when the daemon started.
+/// The program, as it was when it was first needed.
 #[derive(Debug, Clone)]
 pub struct GuestProgram {
     path: PathBuf,
@@ -55,7 +55,7 @@ pub enum GuestProgramError {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// It is another one than when the daemon started.
+    /// It is another one than when it was first needed.
     #[error("the program {} has been replaced; restart peerd", .0.display())]
     Replaced(PathBuf),
 }

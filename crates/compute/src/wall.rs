@@ -9,7 +9,6 @@
 pub mod attach;
 pub(crate) mod keep;
 pub(crate) mod nft;
-pub(crate) mod pause;
 mod probe;
 pub mod ranges;
 pub mod resolver;

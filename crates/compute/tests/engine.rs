@@ -448,7 +448,7 @@ async fn an_image_that_somebody_named_is_never_removed() {
 async fn alone_the_image_of_our_own_program_is_brought_once_and_replaced_by_its_next_version() {
     let path = xtask::examples::guest_path().unwrap();
     let program = GuestProgram::read(&path).unwrap();
-    let engine = fixture::engine().with_guest_program(program.clone());
+    let engine = fixture::engine().with_guest_program(&path);
     assert_eq!(engine.guest_image().await.unwrap(), program.image());
     let facts = engine.has_image(program.image()).await.unwrap().unwrap();
     assert_eq!((facts.names.len(), facts.wishes.entrypoint), (0, vec!["/peer-guest".to_owned()]));
@@ -458,8 +458,8 @@ async fn alone_the_image_of_our_own_program_is_brought_once_and_replaced_by_its_
     let mut bytes = std::fs::read(&path).unwrap();
     bytes.extend(fixture::salt().bytes());
     std::fs::write(&next, bytes).unwrap();
+    let upgraded = fixture::engine().with_guest_program(&next);
     let next = GuestProgram::read(&next).unwrap();
-    let upgraded = fixture::engine().with_guest_program(next.clone());
     assert_eq!(upgraded.guest_image().await.unwrap(), next.image());
     assert_eq!(upgraded.has_image(program.image()).await.unwrap(), None);
 

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use peer_compute::engine::docker::DockerEngine;
-use peer_compute::guest_program::GuestProgram;
 use peer_compute::room::{self, Room};
 use peer_net::{Network, NetworkEvent, Options, RefusalReason};
 use peer_proto::card::SignedCard;
@@ -177,11 +176,9 @@ async fn start_room(daemon: &Daemon) -> Result<Option<Room<DockerEngine>>, Start
         clock: clock::now,
         steady_clock: clock::steady,
     };
-    let mut engine = DockerEngine::new(socket).with_runtime(daemon.settings.runtime.clone());
-    match GuestProgram::read(&daemon.settings.guest_program) {
-        Ok(program) => engine = engine.with_guest_program(program),
-        Err(error) => tracing::info!(%error, "nothing of ours can run inside containers' networks"),
-    }
+    let engine = DockerEngine::new(socket)
+        .with_runtime(daemon.settings.runtime.clone())
+        .with_guest_program(&daemon.settings.guest_program);
     Ok(Some(Room::start(daemon.database.clone(), engine, options).await?))
 }
 

@@ -42,7 +42,6 @@ use super::{
     ResolverSockets, Target,
 };
 use crate::connector::{ConnectError, Connector, Network};
-use crate::guest_program::GuestProgram;
 use crate::order::Order;
 use crate::wall::nft::{Nft, NftError};
 use crate::wall::rules::FilterOrder;
@@ -97,10 +96,10 @@ impl DockerEngine {
         }
     }
 
-    /// The same with a program of ours to run inside containers' networks.
+    /// The same with a program of ours to run inside containers' networks, which lies at this path.
     #[must_use]
-    pub fn with_guest_program(self, program: GuestProgram) -> Self {
-        Self { guest: GuestImage::of(program), ..self }
+    pub fn with_guest_program(self, path: &Path) -> Self {
+        Self { guest: GuestImage::at(path), ..self }
     }
 
     /// The same with a runtime that every container of a peer must have.
@@ -111,7 +110,7 @@ impl DockerEngine {
 
     /// The same engine once more, for something that outlives a call.
     fn another(&self) -> Self {
-        Self { guest: self.guest.another(), ..Self::new(&self.socket) }
+        Self { guest: self.guest.clone(), ..Self::new(&self.socket) }
     }
 
     /// Where it listens.
@@ -289,9 +288,13 @@ impl Engine for DockerEngine {
 
     async fn network(&self, id: &ContainerId, port: Port) -> Result<Network, ConnectError> {
         match self.connector.open(self, id).await {
-            Err(ConnectError::NotPermitted | ConnectError::Elsewhere) if self.guest_program().is_some() => {
-                self.forwarded(id, port).await
-            }
+            Err(error @ (ConnectError::NotPermitted | ConnectError::Elsewhere)) => match self.guest_program().await {
+                Ok(_) => self.forwarded(id, port).await,
+                Err(reason) => {
+                    tracing::warn!(%reason, "nothing of ours can run inside containers' networks");
+                    Err(error)
+                }
+            },
             entered => entered.map(Network::Entered),
         }
     }

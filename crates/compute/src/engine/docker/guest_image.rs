@@ -1,14 +1,21 @@
 //! The image of the program that runs inside containers' networks: brought into the engine when it is first needed, and
 //! taken out when another version of the program has taken its place.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use bollard::query_parameters::ListImagesOptionsBuilder;
 use peer_proto::{
     code::{Code, Problem},
     id::Digest,
 };
-use tokio::sync::Mutex;
+use tokio::{
+    sync::{Mutex, OnceCell},
+    task::spawn_blocking,
+};
 
 use super::{DockerEngine, LOOK_UP, call};
 use crate::{
@@ -16,36 +23,42 @@ use crate::{
     guest_program::{GuestProgram, LABEL},
 };
 
+/// The program and its image. Clones share what is known of them.
 #[derive(Debug, Default, Clone)]
 pub(super) struct GuestImage {
-    program: Option<GuestProgram>,
+    path: Option<PathBuf>,
+    /// The program, once it has been needed.
+    program: Arc<OnceCell<GuestProgram>>,
     /// Whether it has been brought and others have been looked for; held while that is done.
     brought: Arc<Mutex<bool>>,
 }
 
 impl GuestImage {
-    pub(super) fn of(program: GuestProgram) -> Self {
-        Self { program: Some(program), ..Self::default() }
-    }
-
-    pub(super) fn another(&self) -> Self {
-        self.clone()
+    pub(super) fn at(path: &Path) -> Self {
+        Self { path: Some(path.to_owned()), ..Self::default() }
     }
 }
 
 impl DockerEngine {
-    /// The program of ours that runs inside containers' networks, if there is one.
-    pub fn guest_program(&self) -> Option<&GuestProgram> {
-        self.guest.program.as_ref()
-    }
-
-    /// The image of the program that runs inside containers' networks, brought into the engine if it lacks it.
-    pub async fn guest_image(&self) -> Result<Digest, EngineError> {
-        let program = self.guest_program().ok_or_else(|| {
+    /// The program of ours that runs inside containers' networks, read when it is first asked for.
+    pub async fn guest_program(&self) -> Result<&GuestProgram, EngineError> {
+        let path = self.guest.path.as_deref().ok_or_else(|| {
             let message = "there is no program to run inside containers' networks; install peer-guest beside peerd, or set \
                            `guest_program` to where it is";
             EngineError::Problem(Problem::new(Code::Internal, message))
         })?;
+        let read = || async {
+            let path = path.to_owned();
+            let read = spawn_blocking(move || GuestProgram::read(&path)).await;
+            let read = read.map_err(|error| EngineError::failed(&error.to_string()))?;
+            read.map_err(|error| EngineError::Problem(error.problem()))
+        };
+        self.guest.program.get_or_try_init(read).await
+    }
+
+    /// The image of the program that runs inside containers' networks, brought into the engine if it lacks it.
+    pub async fn guest_image(&self) -> Result<Digest, EngineError> {
+        let program = self.guest_program().await?;
         let mut brought = self.guest.brought.lock().await;
         let image = program.image();
         // It is looked for each time: nothing keeps its engine's owner from removing it.

@@ -1,4 +1,4 @@
-//! The container of the wall's test: the smallest image in one network, and nothing that anybody asked for.
+//! The container of the wall's test: a program of ours that waits in one network, and nothing that anybody asked for.
 
 use peer_proto::deploy::{Limits, Specification};
 use peer_proto::id::DeploymentId;
@@ -10,12 +10,12 @@ use crate::engine::{ContainerId, Engine, EngineError, NetworkPlan};
 use crate::isolation;
 use crate::profile;
 use crate::wall::attach::Networks;
-use crate::wall::pause;
 
 impl DockerEngine {
     pub(super) async fn start_wall_test(&self, network: &NetworkPlan) -> Result<ContainerId, EngineError> {
-        let image = pause::load(self).await?;
+        let image = self.guest_image().await?;
         let specification = Specification {
+            command: vec!["wait".to_owned()],
             limits: Limits {
                 memory: ByteSize::mebibytes(32),
                 scratch: ByteSize::mebibytes(1),
