@@ -14,31 +14,10 @@ use std::{
 use semver::{Version, VersionReq};
 use toml::{Table, Value};
 
-use crate::examples::{ExampleError, run};
-
-/// Why the comparison could not be made.
-#[derive(Debug, thiserror::Error)]
-pub enum AdvisoryError {
-    /// Cargo failed.
-    #[error(transparent)]
-    Run(#[from] ExampleError),
-    /// A file or directory could not be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// Which one.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// A file is not what it should be.
-    #[error("{} is not understood: {message}", path.display())]
-    Malformed {
-        /// Which file.
-        path: PathBuf,
-        /// What is wrong.
-        message: String,
-    },
-}
+use crate::{
+    examples::run,
+    supply::{SupplyError, read},
+};
 
 /// Versions with published faults that the database does not hold: crate, first sound version, what is wrong below.
 const FLOORS: [(&str, Version, &str); 3] = [
@@ -70,7 +49,7 @@ pub struct Finding {
 }
 
 /// Compares the workspace at `root` with the database in the directory `database`.
-pub fn check(root: &Path, database: &Path) -> Result<Comparison, AdvisoryError> {
+pub fn check(root: &Path, database: &Path) -> Result<Comparison, SupplyError> {
     let ignored = ignored(&root.join("deny.toml"))?;
     let packages = packages(root)?;
     let mut findings = Vec::new();
@@ -79,12 +58,13 @@ pub fn check(root: &Path, database: &Path) -> Result<Comparison, AdvisoryError> 
         let entries = match fs::read_dir(&directory) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(source) => return Err(AdvisoryError::Read { path: directory, source }),
+            Err(source) => return Err(SupplyError::at("read", &directory)(source)),
         };
         for entry in entries {
-            let path = entry.map_err(|source| AdvisoryError::Read { path: directory.clone(), source })?.path();
+            let path = entry.map_err(SupplyError::at("read", &directory))?.path();
             let text = read(&path)?;
-            let finding = judge(&text, name, version).map_err(|message| AdvisoryError::Malformed { path, message })?;
+            let finding =
+                judge(&text, name, version).map_err(|reason| SupplyError::malformed(&path.display(), &reason))?;
             findings.extend(finding.filter(|finding| !ignored.contains(&finding.id)));
         }
     }
@@ -94,7 +74,7 @@ pub fn check(root: &Path, database: &Path) -> Result<Comparison, AdvisoryError> 
 }
 
 /// Compares the workspace at `root` with the floors alone, for where there is no database.
-pub fn check_floors(root: &Path) -> Result<Comparison, AdvisoryError> {
+pub fn check_floors(root: &Path) -> Result<Comparison, SupplyError> {
     let packages = packages(root)?;
     let findings = packages.iter().filter_map(|(name, version)| below_floor(name, version)).collect();
     Ok(Comparison { crates: packages.len(), newest: String::new(), findings })
@@ -107,11 +87,11 @@ fn below_floor(name: &str, version: &Version) -> Option<Finding> {
 }
 
 /// The day of the newest advisory below this directory.
-fn newest(directory: &Path) -> Result<String, AdvisoryError> {
-    let list = |path: &Path| -> Result<Vec<PathBuf>, AdvisoryError> {
-        let failed = |source| AdvisoryError::Read { path: path.to_path_buf(), source };
-        let entries = fs::read_dir(path).map_err(failed)?;
-        entries.map(|entry| entry.map(|entry| entry.path()).map_err(failed)).collect()
+fn newest(directory: &Path) -> Result<String, SupplyError> {
+    let list = |path: &Path| -> Result<Vec<PathBuf>, SupplyError> {
+        let failed = SupplyError::at("read", path);
+        let entries = fs::read_dir(path).map_err(&failed)?;
+        entries.map(|entry| entry.map(|entry| entry.path()).map_err(&failed)).collect()
     };
     let mut newest = String::new();
     for package in list(directory)? {
@@ -124,23 +104,17 @@ fn newest(directory: &Path) -> Result<String, AdvisoryError> {
     Ok(newest)
 }
 
-fn read(path: &Path) -> Result<String, AdvisoryError> {
-    fs::read_to_string(path).map_err(|source| AdvisoryError::Read { path: path.to_path_buf(), source })
-}
-
 /// The ids in `deny.toml` which somebody has judged: texts, or tables with a reason.
-fn ignored(path: &Path) -> Result<BTreeSet<String>, AdvisoryError> {
-    let table: Table = read(path)?.parse().map_err(|error: toml::de::Error| AdvisoryError::Malformed {
-        path: path.to_path_buf(),
-        message: error.to_string(),
-    })?;
+fn ignored(path: &Path) -> Result<BTreeSet<String>, SupplyError> {
+    let parsed = read(path)?.parse::<Table>();
+    let table = parsed.map_err(|error| SupplyError::malformed(&path.display(), &error))?;
     let list = table.get("advisories").and_then(|section| section.get("ignore")).and_then(Value::as_array);
     let id = |entry: &Value| entry.as_str().or_else(|| entry.get("id")?.as_str()).map(str::to_owned);
     Ok(list.into_iter().flatten().filter_map(id).collect())
 }
 
 /// Every crate that is built, for whatever use, with its version.
-fn packages(root: &Path) -> Result<BTreeSet<(String, Version)>, AdvisoryError> {
+fn packages(root: &Path) -> Result<BTreeSet<(String, Version)>, SupplyError> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let mut command = Command::new(&cargo);
     command.current_dir(root).args(["tree", "--workspace", "--locked", "--prefix", "none", "--format", "{p}"]);

@@ -4,10 +4,12 @@
 //! - [`image`] builds container images from files, without any engine.
 //! - [`examples`] builds the programs under `examples/` statically and says where they are.
 //! - [`sbom`] writes a bill of materials of what is really linked.
+//! - [`supply`] says why one of the checks above could not be made.
 //! - [`tidy`] checks what the compiler does not: the arrows between crates, lengths, words, documents.
 
 pub mod advisories;
 pub mod examples;
 pub mod image;
 pub mod sbom;
+pub mod supply;
 pub mod tidy;

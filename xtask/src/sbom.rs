@@ -5,8 +5,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
-    path::{Path, PathBuf},
+    fs,
+    path::Path,
     process::Command,
 };
 
@@ -14,65 +14,37 @@ use serde_json::{Value, json};
 use toml::Table;
 
 use crate::{
-    examples::{ExampleError, run},
+    examples::run,
     image::Digest,
+    supply::{self, SupplyError},
 };
-
-/// Why a bill of materials could not be judged.
-#[derive(Debug, thiserror::Error)]
-pub enum SbomError {
-    /// Cargo failed.
-    #[error(transparent)]
-    Run(#[from] ExampleError),
-    /// The file could not be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// Which one.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// A text is not what it should be.
-    #[error("{what} is not understood: {reason}")]
-    Malformed {
-        /// Which one.
-        what: String,
-        /// What is wrong.
-        reason: String,
-    },
-}
-
-fn malformed(what: &str, reason: &dyn std::fmt::Display) -> SbomError {
-    SbomError::Malformed { what: what.to_owned(), reason: reason.to_string() }
-}
 
 fn cargo() -> String {
     std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned())
 }
 
 /// The bill of the workspace's crate `package` for the machine's own platform.
-pub fn bill(root: &Path, package: &str) -> Result<Value, SbomError> {
+pub fn bill(root: &Path, package: &str) -> Result<Value, SupplyError> {
     let rustc = run(Command::new("rustc").arg("-vV"), "rustc")?;
     let host = rustc.lines().find_map(|line| line.strip_prefix("host: ")).unwrap_or_default();
     let mut command = Command::new(cargo());
     command.current_dir(root).args(["metadata", "--format-version", "1", "--locked", "--filter-platform", host]);
     let metadata: Value = serde_json::from_str(&run(&mut command, "cargo metadata")?)
-        .map_err(|error| malformed("cargo metadata", &error))?;
-    let path = root.join("Cargo.lock");
-    let lock = fs::read_to_string(&path).map_err(|source| SbomError::Read { path, source })?;
+        .map_err(|error| SupplyError::malformed(&"cargo metadata", &error))?;
+    let lock = supply::read(&root.join("Cargo.lock"))?;
     compose(&metadata, &checksums(&lock)?, package)
 }
 
 /// Writes the bill to `path`, and judges it. Gives how many components it names, and every fault.
-pub fn write(root: &Path, package: &str, path: &Path) -> Result<(usize, Vec<String>), SbomError> {
+pub fn write(root: &Path, package: &str, path: &Path) -> Result<(usize, Vec<String>), SupplyError> {
     let text = format!("{:#}\n", bill(root, package)?);
-    fs::write(path, text).map_err(|source| SbomError::Read { path: path.to_path_buf(), source })?;
+    fs::write(path, text).map_err(SupplyError::at("write", path))?;
     check(root, package, path)
 }
 
 /// SHA-256 of each package in the lock file, by name and version.
-fn checksums(lock: &str) -> Result<BTreeMap<(String, String), String>, SbomError> {
-    let table: Table = lock.parse().map_err(|error: toml::de::Error| malformed("Cargo.lock", &error))?;
+fn checksums(lock: &str) -> Result<BTreeMap<(String, String), String>, SupplyError> {
+    let table: Table = lock.parse().map_err(|error: toml::de::Error| SupplyError::malformed(&"Cargo.lock", &error))?;
     let packages = table.get("package").and_then(toml::Value::as_array).into_iter().flatten();
     let text = |package: &toml::Value, field: &str| Some(package.get(field)?.as_str()?.to_owned());
     let entry =
@@ -84,7 +56,7 @@ fn compose(
     metadata: &Value,
     checksums: &BTreeMap<(String, String), String>,
     package: &str,
-) -> Result<Value, SbomError> {
+) -> Result<Value, SupplyError> {
     let packages: BTreeMap<&str, &Value> =
         list(&metadata["packages"]).iter().filter_map(|one| Some((one["id"].as_str()?, one))).collect();
     let links: BTreeMap<&str, Vec<&str>> = list(&metadata["resolve"]["nodes"])
@@ -92,7 +64,7 @@ fn compose(
         .filter_map(|node| Some((node["id"].as_str()?, links(node))))
         .collect();
     let top = packages.iter().find(|(_, one)| one["name"] == package).map(|(id, _)| *id);
-    let top = top.ok_or_else(|| malformed("cargo metadata", &format!("there is no crate {package}")))?;
+    let top = top.ok_or_else(|| SupplyError::malformed(&"cargo metadata", &format!("there is no crate {package}")))?;
     let (mut seen, mut open) = (BTreeSet::from([top]), vec![top]);
     while let Some(id) = open.pop() {
         let more = links.get(id).into_iter().flatten().copied();
@@ -167,9 +139,9 @@ fn serial_number(content: &str) -> String {
 }
 
 /// Judges the bill in `path` of the workspace's crate `package`. Gives how many components it names, and every fault.
-fn check(root: &Path, package: &str, path: &Path) -> Result<(usize, Vec<String>), SbomError> {
-    let text = fs::read(path).map_err(|source| SbomError::Read { path: path.to_path_buf(), source })?;
-    let bill: Value = serde_json::from_slice(&text).map_err(|error| malformed(&path.display().to_string(), &error))?;
+fn check(root: &Path, package: &str, path: &Path) -> Result<(usize, Vec<String>), SupplyError> {
+    let text = supply::read(path)?;
+    let bill: Value = serde_json::from_str(&text).map_err(|error| SupplyError::malformed(&path.display(), &error))?;
     let cargo = cargo();
     let mut command = Command::new(&cargo);
     command.current_dir(root).args(["tree", "--package", package, "--locked", "--prefix", "none", "--format", "{p}"]);
