@@ -21,7 +21,7 @@ use peer_state::audit::{self, Entry, Outcome};
 use peer_state::database::Database;
 use peer_trust::key_file::MachineIdentity;
 use peer_trust::peers::{InvitationRecord, PeerRecord};
-use peer_trust::trust::{ChangeError, Trust};
+use peer_trust::trust::{ChangeError, Repeated, Trust};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
@@ -211,7 +211,8 @@ pub async fn join(parts: Parts<'_>, card: SignedCard, request: Join) -> Result<(
     check(parts, &ticket, request.name.as_ref())?;
     let granted = present(parts, &card, &ticket).await?;
     let inviter = ticket.inviter.card().peer;
-    let added = parts.trust.join(ticket.inviter.clone(), request.name, request.grants, clock::now()).await;
+    let added =
+        parts.trust.add(ticket.inviter.clone(), request.name, request.grants, Repeated::Renewed, clock::now()).await;
     let record = added.map_err(|error| {
         let problem = change_problem(error);
         let message = format!(

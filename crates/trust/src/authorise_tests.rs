@@ -13,7 +13,7 @@ use peer_proto::unit::{ByteSize, Millicores};
 use peer_state::database::Database;
 
 use super::*;
-use crate::trust::Trust;
+use crate::trust::{Repeated, Trust};
 
 const NOW: Timestamp = Timestamp(1_800_000_000_000);
 const RUN: Incarnation = Incarnation([5; 16]);
@@ -37,7 +37,7 @@ async fn world(grants: Grants) -> World {
     let trust = Trust::open(database.clone()).unwrap();
     let (alice, bob) = (Identity::generate(), Identity::generate());
     let card = SignedCard::sign(&alice, Card::new(&alice, "alice".parse().unwrap(), &[], [0; 32], NOW));
-    trust.add(card, None, grants, NOW).await.unwrap();
+    trust.add(card, None, grants, Repeated::Refused, NOW).await.unwrap();
     World { _directory: directory, database, trust, alice, bob }
 }
 
@@ -250,7 +250,7 @@ async fn control_v3_without_the_memory_a_copy_acts_again() {
     let database = Database::open(&directory.path().join("db"), &[peer_state::audit::SCHEMA, crate::SCHEMA]).unwrap();
     let trust = Trust::open(database.clone()).unwrap();
     let card = SignedCard::sign(&alice, Card::new(&alice, "alice".parse().unwrap(), &[], [0; 32], NOW));
-    trust.add(card, None, grants(None), NOW).await.unwrap();
+    trust.add(card, None, grants(None), Repeated::Refused, NOW).await.unwrap();
     let forgetful = World { _directory: directory, database, trust, alice: alice.clone(), bob: bob.clone() };
     assert_eq!(forgetful.decide(copy(), Held::default(), None), Ok(()));
 }

@@ -9,7 +9,7 @@ use peer_state::database::Database;
 
 use super::*;
 use crate::pause::{Means, Pause, Subject};
-use crate::trust::Trust;
+use crate::trust::{Repeated, Trust};
 
 const NOW: Timestamp = Timestamp(1_800_000_000_000);
 const BEARER: Bearer = Bearer::Local;
@@ -42,7 +42,7 @@ impl World {
         let trust = Trust::open(database.clone()).unwrap();
         let keys = (1..80).map(|seed| Identity::from_seed(&[seed; 32])).collect();
         let world = Self { directory, database, trust, recovery: Identity::from_seed(&[200; 32]), keys };
-        world.trust.add(world.card(0), None, grants(), NOW).await.unwrap();
+        world.trust.add(world.card(0), None, grants(), Repeated::Refused, NOW).await.unwrap();
         world
     }
 
@@ -100,7 +100,7 @@ async fn rotation_moves_name_and_grants_and_refuses_the_old_key_for_ever() {
     // Once more changes nothing, and neither do a restart or the old card.
     assert_eq!(world.follow(rotation.clone()).await, Ok(Followed::Already));
     let again = open(world.directory.path());
-    let refused = again.add(world.card(0), None, Grants::default(), NOW).await.unwrap_err();
+    let refused = again.add(world.card(0), None, Grants::default(), Repeated::Refused, NOW).await.unwrap_err();
     assert!(matches!(refused, ChangeError::Refused(problem) if problem.code == Code::RevokedKey));
     assert_eq!(again.snapshot(), world.trust.snapshot());
 }
@@ -139,7 +139,8 @@ async fn v2_a_stranger_moves_nothing() {
     // The machine's key alone cannot bring another recovery key in, by rotation or by a card of its own.
     let forged = Statement::rotate(&world.keys[0], &world.keys[1], &card, 1, NOW);
     assert_eq!(world.follow(forged).await, Err(Code::WrongSigner));
-    let refused = world.trust.join(world.card_with(0, other.public_key()), None, Grants::default(), NOW).await;
+    let refused =
+        world.trust.add(world.card_with(0, other.public_key()), None, Grants::default(), Repeated::Renewed, NOW).await;
     assert!(matches!(refused, Err(ChangeError::Refused(problem)) if problem.code == Code::WrongSigner));
     let future = world.revocation(0, 2 * DRIFT_MAX_MILLISECONDS);
     assert_eq!(world.follow(future).await, Err(Code::ClockDrift));
@@ -157,7 +158,7 @@ async fn g3_the_recovery_key_stands_above_whoever_took_the_old_key() {
     assert_eq!(world.trusted(), [1]);
     for key in [0, 10] {
         let card = world.card(key);
-        let refused = world.trust.add(card, None, Grants::default(), NOW).await.unwrap_err();
+        let refused = world.trust.add(card, None, Grants::default(), Repeated::Refused, NOW).await.unwrap_err();
         assert!(matches!(refused, ChangeError::Refused(problem) if problem.code == Code::RevokedKey));
     }
     assert_eq!(world.follow(world.rotation(10, 11, 1)).await, Err(Code::RevokedKey));
@@ -176,7 +177,7 @@ async fn i3_a_revoked_key_and_what_it_became_are_trusted_no_more() {
     assert!(world.trusted().is_empty());
     assert_eq!(world.follow(revocation).await, Ok(Followed::Already));
     for key in [0, 10] {
-        assert!(world.trust.add(world.card(key), None, Grants::default(), NOW).await.is_err());
+        assert!(world.trust.add(world.card(key), None, Grants::default(), Repeated::Refused, NOW).await.is_err());
     }
     // A key that the recovery key has replaced already cannot take its successor with it.
     let world = World::new().await;
@@ -202,7 +203,11 @@ async fn v5_a_chain_of_keys_has_an_end() {
 #[tokio::test]
 async fn a_machine_that_was_joined_anew_under_its_new_key_becomes_one_again() {
     let world = World::new().await;
-    world.trust.add(world.card(1), Some("alice-again".parse().unwrap()), Grants::default(), NOW).await.unwrap();
+    world
+        .trust
+        .add(world.card(1), Some("alice-again".parse().unwrap()), Grants::default(), Repeated::Refused, NOW)
+        .await
+        .unwrap();
     world.follow(world.rotation(0, 1, 1)).await.unwrap();
     assert_eq!(world.trusted(), [1]);
     let record = world.trust.snapshot().peers[&world.id(1)].clone();

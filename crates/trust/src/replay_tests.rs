@@ -17,7 +17,7 @@ use super::*;
 use crate::authorise::{Held, authorise};
 use crate::refused::Refused;
 use crate::run::Run;
-use crate::trust::Trust;
+use crate::trust::{Repeated, Trust};
 
 const NOW: u64 = 1_800_000_000_000;
 const HOUR: u64 = 3_600_000;
@@ -60,7 +60,7 @@ impl Machine {
         let trust = Trust::open(database.clone()).unwrap();
         let (alice, bob) = (Identity::generate(), Identity::generate().peer_id());
         let card = SignedCard::sign(&alice, Card::new(&alice, "alice".parse().unwrap(), &[], [0; 32], Timestamp(NOW)));
-        trust.add(card, None, Grants::default(), Timestamp(NOW)).await.unwrap();
+        trust.add(card, None, Grants::default(), Repeated::Refused, Timestamp(NOW)).await.unwrap();
         let (run, acted) = (Run::begin(), HashMap::new());
         Self { _directory: directory, database, alice, bob, run, wall: NOW, elapsed: 0, sent: Vec::new(), acted }
     }

@@ -64,6 +64,15 @@ impl Snapshot {
     }
 }
 
+/// What becomes of a machine that is to be added and is in the list already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Repeated {
+    /// It is refused: whoever hands a card over does not mean to change what is there.
+    Refused,
+    /// Its card is renewed, and its name and grants are replaced if new ones are given: it has answered for itself.
+    Renewed,
+}
+
 /// Why a change was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum ChangeError {
@@ -117,34 +126,29 @@ impl Trust {
         self.sender.send_modify(|_| {});
     }
 
-    /// Adds a peer by its card.
+    /// Adds a machine by its card. If it is in the list already, `repeated` decides.
     pub async fn add(
         &self,
         card: SignedCard,
         name: Option<Name>,
         grants: Grants,
+        repeated: Repeated,
         now: Timestamp,
     ) -> Result<PeerRecord, ChangeError> {
-        self.change(local(now, "peer added"), move |tx, list| {
-            let record = insert(tx, list, &card, name, grants, now)?;
-            let detail = detail::met(None, &record);
-            Ok((record, detail))
-        })
-        .await
-    }
-
-    /// Adds the machine whose invitation has been answered. If it is in the list already, its card is renewed, and its
-    /// name and grants are replaced if new ones are given.
-    pub async fn join(
-        &self,
-        card: SignedCard,
-        name: Option<Name>,
-        grants: Grants,
-        now: Timestamp,
-    ) -> Result<PeerRecord, ChangeError> {
-        self.change(local(now, "peer joined"), move |tx, list| {
-            let grants = (grants != Grants::default()).then_some(grants);
-            meet(tx, list, &card, name, grants, now)
+        let action = match repeated {
+            Repeated::Refused => "peer added",
+            Repeated::Renewed => "peer joined",
+        };
+        self.change(local(now, action), move |tx, list| match repeated {
+            Repeated::Refused => {
+                let record = insert(tx, list, &card, name, grants, now)?;
+                let detail = detail::met(None, &record);
+                Ok((record, detail))
+            }
+            Repeated::Renewed => {
+                let grants = (grants != Grants::default()).then_some(grants);
+                meet(tx, list, &card, name, grants, now)
+            }
         })
         .await
     }

@@ -41,7 +41,7 @@ async fn changes_are_published_at_once_and_survive_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let (database, trust) = open(directory.path()).unwrap();
     let mut watch = trust.watch();
-    let bob = trust.add(card("bob"), None, Grants::default(), NOW).await.unwrap();
+    let bob = trust.add(card("bob"), None, Grants::default(), Repeated::Refused, NOW).await.unwrap();
     assert!(watch.has_changed().unwrap());
     assert!(watch.borrow_and_update().peers.contains_key(&bob.peer));
     assert_eq!(bob.grants, Grants::default(), "adding a friend gives him nothing");
@@ -68,8 +68,8 @@ async fn v1_damaged_list_never_opens() {
     ] {
         let directory = tempfile::tempdir().unwrap();
         let (database, trust) = open(directory.path()).unwrap();
-        trust.add(card("bob"), None, Grants::default(), NOW).await.unwrap();
-        trust.add(card("carol"), None, Grants::default(), NOW).await.unwrap();
+        trust.add(card("bob"), None, Grants::default(), Repeated::Refused, NOW).await.unwrap();
+        trust.add(card("carol"), None, Grants::default(), Repeated::Refused, NOW).await.unwrap();
         database.write_blocking(|tx| tx.execute_batch(damage).map_err(DatabaseError::from)).unwrap();
         drop((trust, database));
         assert!(matches!(open(directory.path()), Err(ListError::Damaged(_))), "{damage}");
@@ -110,10 +110,10 @@ async fn invitation_is_used_once_and_not_after_its_end() {
 async fn names_are_unique_and_found_by_name_or_unique_part() {
     let directory = tempfile::tempdir().unwrap();
     let (_, trust) = open(directory.path()).unwrap();
-    let first = trust.add(card("bob"), None, Grants::default(), NOW).await.unwrap();
-    let second = trust.add(card("bob"), None, Grants::default(), NOW).await.unwrap();
+    let first = trust.add(card("bob"), None, Grants::default(), Repeated::Refused, NOW).await.unwrap();
+    let second = trust.add(card("bob"), None, Grants::default(), Repeated::Refused, NOW).await.unwrap();
     assert_ne!(first.name, second.name);
-    let clash = trust.add(card("x"), Some("bob".parse().unwrap()), Grants::default(), NOW).await;
+    let clash = trust.add(card("x"), Some("bob".parse().unwrap()), Grants::default(), Repeated::Refused, NOW).await;
     assert!(matches!(clash, Err(ChangeError::Refused(problem)) if problem.code == Code::NameTaken));
     let snapshot = trust.snapshot();
     let id = second.peer.to_string();
@@ -126,7 +126,7 @@ async fn names_are_unique_and_found_by_name_or_unique_part() {
 async fn v1_committed_removal_is_published_even_if_its_caller_goes_away() {
     let directory = tempfile::tempdir().unwrap();
     let (_, trust) = open(directory.path()).unwrap();
-    let bob = trust.add(card("bob"), None, Grants::default(), NOW).await.unwrap();
+    let bob = trust.add(card("bob"), None, Grants::default(), Repeated::Refused, NOW).await.unwrap();
     let mut watch = trust.watch();
     watch.mark_unchanged();
     let (begun, has_begun) = tokio::sync::oneshot::channel();
@@ -146,14 +146,14 @@ async fn v1_committed_removal_is_published_even_if_its_caller_goes_away() {
     tokio::time::timeout(std::time::Duration::from_mins(1), watch.changed()).await.expect("it is published").unwrap();
     assert!(watch.borrow().peers.is_empty());
     // The next change does not find a lock that nobody gives back.
-    trust.add(card("carol"), None, Grants::default(), NOW).await.unwrap();
+    trust.add(card("carol"), None, Grants::default(), Repeated::Refused, NOW).await.unwrap();
 }
 
 #[tokio::test]
 async fn removal_and_what_goes_with_it_are_one_transaction() {
     let directory = tempfile::tempdir().unwrap();
     let (_, trust) = open(directory.path()).unwrap();
-    let bob = trust.add(card("bob"), None, Grants::default(), NOW).await.unwrap();
+    let bob = trust.add(card("bob"), None, Grants::default(), Repeated::Refused, NOW).await.unwrap();
     let failed = trust.remove(bob.peer, NOW, |_| Err::<((), String), _>(DatabaseError::DiskFull)).await;
     assert!(matches!(failed, Err(ChangeError::List(_))));
     assert!(trust.snapshot().peers.contains_key(&bob.peer));
@@ -168,7 +168,7 @@ async fn known_machine_is_renewed_by_an_invitation() {
         let address = format!("/ip4/192.0.2.1/tcp/{port}").parse().unwrap();
         SignedCard::sign(&identity, Card::new(&identity, "alice".parse().unwrap(), &[address], [0; 32], NOW))
     };
-    let first = trust.add(at(1), Some("al".parse().unwrap()), Grants::default(), NOW).await.unwrap();
+    let first = trust.add(at(1), Some("al".parse().unwrap()), Grants::default(), Repeated::Refused, NOW).await.unwrap();
     let ticket = Identity::generate().peer_id();
     trust.invite(invitation(ticket, NOW.plus(1000)), NOW).await.unwrap();
     let redeemed = trust.redeem(ticket, at(2), String::new(), NOW).await.unwrap();
@@ -176,7 +176,7 @@ async fn known_machine_is_renewed_by_an_invitation() {
     assert_ne!(redeemed.addresses(), first.addresses());
     assert!(trust.snapshot().invitations.is_empty(), "the invitation is used up");
     // On the joining side, grants stay unless new ones are given.
-    let joined = trust.join(at(3), None, Grants::default(), NOW).await.unwrap();
+    let joined = trust.add(at(3), None, Grants::default(), Repeated::Renewed, NOW).await.unwrap();
     assert_eq!((&joined.grants, joined.added_at), (&deploy_grant(), first.added_at));
     assert_eq!(trust.snapshot().peers.len(), 1);
 }
@@ -186,8 +186,8 @@ async fn audit_lines_name_who_was_changed_from_what_to_what() {
     let directory = tempfile::tempdir().unwrap();
     let (database, trust) = open(directory.path()).unwrap();
     let last = || database.write_blocking(|tx| audit::newest(tx, 1)).unwrap().remove(0);
-    let bob = trust.add(card("bob"), None, Grants::default(), NOW).await.unwrap();
-    trust.add(card("carol"), None, Grants::default(), NOW).await.unwrap();
+    let bob = trust.add(card("bob"), None, Grants::default(), Repeated::Refused, NOW).await.unwrap();
+    trust.add(card("carol"), None, Grants::default(), Repeated::Refused, NOW).await.unwrap();
     trust.update(bob.peer, None, Some(deploy_grant()), None, NOW, nothing_more).await.unwrap();
     let detail = last().detail;
     assert!(detail.contains(&bob.peer.to_string()) && detail.contains("nothing -> deploy cpu=1"), "{detail}");

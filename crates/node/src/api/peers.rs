@@ -18,6 +18,7 @@ use peer_proto::text::escape;
 use peer_proto::unit::Timestamp;
 use peer_state::database::Tx;
 use peer_trust::peers::PeerRecord;
+use peer_trust::trust::Repeated;
 
 use self::removal::Removal;
 use super::{Failure, Parameters, Payload, to_the_end};
@@ -66,7 +67,7 @@ async fn added(daemon: Arc<Daemon>, request: AddPeer) -> Result<Peer, Failure> {
     }
     let now = clock::now();
     check_grants(&request.grants, now)?;
-    let record = daemon.trust.add(card, request.name, request.grants, now).await?;
+    let record = daemon.trust.add(card, request.name, request.grants, Repeated::Refused, now).await?;
     until(&node.network, record.peer, true).await;
     let message = format!("'{}' was added", record.name);
     daemon.notices.push("peer_added", Some(record.peer.to_string()), None, message);
