@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 /// A file that could not be written or read, with its path.
@@ -31,9 +31,16 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
         .permissions(fs::Permissions::from_mode(mode))
         .tempfile_in(directory)
         .map_err(FileError::at("cannot create a temporary file in", directory))?;
+    give_to_owner(file.as_file(), directory).map_err(FileError::at("cannot give away", path))?;
     file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(FileError::at("cannot write", path))?;
     file.persist(path).map_err(|error| FileError::at("cannot replace", path)(error.error))?;
     sync_directory(directory)
+}
+
+/// What root makes in the directory of another user is that user's, whose program could not read it otherwise.
+fn give_to_owner(file: &File, directory: &Path) -> io::Result<()> {
+    let (made, owner) = (file.metadata()?, fs::metadata(directory)?);
+    if made.uid() == 0 && owner.uid() != 0 { fchown(file, Some(owner.uid()), Some(owner.gid())) } else { Ok(()) }
 }
 
 /// As [`write()`], for a secret: what the replaced file held is then overwritten where it lies. A file system that never
@@ -85,6 +92,19 @@ mod tests {
         replace_secret(&path, b"sealed", 0o600).unwrap();
         assert_eq!(read(&path, 10).unwrap().unwrap(), b"sealed");
         assert_eq!(read(&link, 10).unwrap().unwrap(), [0; 6]);
+    }
+
+    #[test]
+    fn what_root_writes_into_the_directory_of_another_is_that_users() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        std::os::unix::fs::chown(directory.path(), Some(48_126), Some(48_127)).unwrap();
+        let path = directory.path().join("list");
+        write(&path, b"one", 0o600).unwrap();
+        let metadata = fs::metadata(&path).unwrap();
+        assert_eq!((metadata.uid(), metadata.gid()), (48_126, 48_127));
     }
 
     #[test]

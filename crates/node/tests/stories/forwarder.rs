@@ -116,14 +116,7 @@ fn without_root_forwarders_heal_follow_their_guests_and_leave_nothing() {
     pair.hello("web", &["--expose", "8080", "--no-publish"]);
     let works = |pair: &Pair, why: &str| {
         let forward = pair.alice.forward("web", 8080);
-        let ask = || {
-            let mut stream = forward.connect();
-            write!(stream, "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).ok()?;
-            answer.starts_with("HTTP/1.1 200").then_some(())
-        };
-        eventually(why, ask);
+        eventually(why, || forward.answers("/healthz").then_some(()));
         eventually("there is one forwarder", || (forwarders(pair).len() == 1).then_some(()));
     };
     works(&pair, "it answers");

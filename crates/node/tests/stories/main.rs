@@ -29,6 +29,7 @@ mod requests;
 mod revocation;
 mod rotation;
 mod sealing;
+mod service;
 mod trust;
 mod wall;
 mod world;

@@ -24,25 +24,32 @@ pub(crate) type Visit = StreamOwned<ClientConnection, TcpStream>;
 
 /// A gateway. It keeps its ports and its key over restarts.
 pub(crate) struct Gate {
-    directory: TempDir,
-    https_port: u16,
-    port: u16,
+    directory: PathBuf,
+    _temporary: Option<TempDir>,
+    pub(crate) https_port: u16,
+    pub(crate) port: u16,
     process: Option<Running>,
 }
 
 impl Gate {
     pub(crate) fn start() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let mut gate = Self { directory, https_port: free_port(), port: free_port(), process: None };
+        let temporary = tempfile::tempdir().unwrap();
+        let served = Self::served(temporary.path().to_owned(), free_port());
+        let mut gate = Self { _temporary: Some(temporary), ..served };
         gate.up();
         gate
+    }
+
+    /// A gateway that somebody else starts, with its data here.
+    pub(crate) fn served(directory: PathBuf, https_port: u16) -> Self {
+        Self { directory, _temporary: None, https_port, port: free_port(), process: None }
     }
 
     fn command(&self) -> Command {
         let program = Path::new(env!("CARGO_BIN_EXE_peerd")).with_file_name("peergate");
         assert!(program.is_file(), "peergate is not built; run: cargo build --release -p peer-gateway");
         let mut command = Command::new(program);
-        command.arg("--data-dir").arg(self.directory.path()).args(["--domain", "peer.localhost"]);
+        command.arg("--data-dir").arg(&self.directory).args(["--domain", "peer.localhost"]);
         command.args(["--https-listen", &format!("127.0.0.1:{}", self.https_port)]);
         command.args(["--listen", &format!("/ip4/127.0.0.1/tcp/{}", self.port)]);
         command

@@ -135,6 +135,14 @@ impl Forward {
         write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
         Answer::read(&mut stream)
     }
+
+    /// Whether a page comes at all: while a provider comes back, connections are cut.
+    pub(crate) fn answers(&self, path: &str) -> bool {
+        let mut stream = self.connect();
+        let mut answer = String::new();
+        let asked = write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        asked.and_then(|()| stream.read_to_string(&mut answer)).is_ok() && answer.starts_with("HTTP/1.1 200")
+    }
 }
 
 fn read(path: &Path) -> String {
@@ -150,6 +158,8 @@ pub(crate) struct Machine {
     /// Address at which others reach it.
     pub(crate) address: String,
     root: TempDir,
+    data: PathBuf,
+    socket: PathBuf,
     arguments: Vec<String>,
     /// The network namespace in which the daemon runs, if it has one of its own.
     namespace: Option<String>,
@@ -208,12 +218,19 @@ impl Machine {
         arguments.extend(flags.iter().map(|flag| (*flag).to_owned()));
         let has_engine = !flags.contains(&"none");
         let (name, peer_id) = (name.to_owned(), String::new());
-        Self { name, peer_id, address, root, arguments, namespace: None, user: None, daemon: None, has_engine }
+        let (namespace, user, daemon) = (None, None, None);
+        Self { name, peer_id, address, root, data, socket, arguments, namespace, user, daemon, has_engine }
     }
 
     /// Has the daemon run in this network namespace.
     pub(crate) fn within(mut self, namespace: &str) -> Self {
         self.namespace = Some(namespace.to_owned());
+        self
+    }
+
+    /// Has somebody else start the daemon, with its data and its socket in these places.
+    pub(crate) fn served(mut self, data: PathBuf, socket: PathBuf) -> Self {
+        (self.data, self.socket) = (data, socket);
         self
     }
 
@@ -231,11 +248,11 @@ impl Machine {
     }
 
     pub(crate) fn data(&self) -> PathBuf {
-        self.root.path().join("data")
+        self.data.clone()
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
-        self.root.path().join("run/peerd.sock")
+        self.socket.clone()
     }
 
     /// Gives these flags to the daemon from its next start on.

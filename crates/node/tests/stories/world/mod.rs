@@ -6,6 +6,7 @@ mod host;
 mod images;
 mod machine;
 mod registry;
+mod services;
 mod wire;
 
 use std::net::TcpListener;
@@ -18,6 +19,7 @@ pub(crate) use host::{HOST, Host};
 pub(crate) use images::{Files, Loaded, docker, docker_try, hello, noise, ordinary, probe, salted, shell};
 pub(crate) use machine::{Forward, Machine, Output, Running};
 pub(crate) use registry::Registry;
+pub(crate) use services::Services;
 pub(crate) use wire::{Wire, key_of};
 
 /// Longest wait for something that must happen; reaching it fails the test.
