@@ -142,6 +142,14 @@ fn without_root_forwarders_heal_follow_their_guests_and_leave_nothing() {
     pair.bob.ctl(&["resume"]);
     works(&pair, "the owner has let it go on");
 
+    // An emergency ends it as all that is ours.
+    let report = pair.bob.json(&["panic"]);
+    assert_eq!((&report["still_running"], &report["problems"]), (&json!([]), &json!([])));
+    assert!(pair.bob.containers_with(&[]).is_empty(), "{report}");
+    pair.bob.ctl(&["resume", "--all"]);
+    pair.alice.wait_for_state("web", "running");
+    works(&pair, "the machine was opened again");
+
     pair.alice.ctl(&["stop", "web"]);
     eventually("the forwarder has gone with its guest", || forwarders(&pair).is_empty().then_some(()));
     pair.alice.ctl(&["start", "web"]);
