@@ -14,10 +14,17 @@ const PEERGATE: &str = "peergate.service";
 /// A user whom nobody else is.
 const HUMAN: u32 = 48_125;
 
-/// Dropped in this order: containers are removed when no daemon makes them anew.
+/// A provider that is a service, and a requester. The files of both outlive the provider's containers.
 struct Scene {
-    services: Services,
     pair: Pair,
+    services: Services,
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        // Nobody makes containers anew that are removed after this.
+        self.services.end();
+    }
 }
 
 /// A provider that is a service, with these variables; `further` is one more file of its unit.
@@ -47,7 +54,7 @@ fn scene(variables: &str, further: Option<&str>) -> Scene {
     answers(&bob);
     bob.init();
     let pair = Pair::on(bob, &["--max-cpu", "2", "--max-memory", "2g", "--egress", "internet"]);
-    Scene { services, pair }
+    Scene { pair, services }
 }
 
 fn answers(machine: &Machine) {

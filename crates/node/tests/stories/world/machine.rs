@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use peer_compute::wall::rules::{Ruleset, Tag};
 use peer_state::rusqlite::Connection;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -142,6 +143,19 @@ impl Forward {
         let mut answer = String::new();
         let asked = write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         asked.and_then(|()| stream.read_to_string(&mut answer)).is_ok() && answer.starts_with("HTTP/1.1 200")
+    }
+}
+
+/// Removes the networks and the rules of a daemon that offered ways out on the machine that all tests share.
+fn remove_ways_out(mark: &str) {
+    let tag = Tag::of(mark);
+    let networks = docker_try(&["network", "ls", "--format", "{{.Name}}"]).stdout;
+    let ours: Vec<_> = networks.lines().filter(|network| tag.number_of(network).is_some()).collect();
+    for network in &ours {
+        docker_try(&["network", "rm", network]);
+    }
+    if !ours.is_empty() {
+        drop(Command::new("nft").arg(Ruleset::removal(tag)).status());
     }
 }
 
@@ -431,14 +445,13 @@ impl Drop for Machine {
             eprintln!("---- last lines of {}'s log\n{}", self.name, last.join("\n"));
         }
         self.kill();
-        if !self.has_engine || self.mark().is_none() {
-            return;
-        }
+        let Some(mark) = self.mark().filter(|_| self.has_engine) else { return };
         for container in self.containers() {
             docker_try(&["rm", "--force", &container]);
         }
         for image in self.brought_images() {
             docker_try(&["rmi", "--force", &format!("sha256:{image}")]);
         }
+        remove_ways_out(&mark);
     }
 }

@@ -135,6 +135,19 @@ impl Services {
     }
 }
 
+impl Services {
+    /// Ends the manager and all that it started. Their files stay until this is dropped.
+    pub(crate) fn end(&mut self) {
+        let Some(manager) = self.manager.take() else { return };
+        drop(self.try_ctl(&["stop", "peerd.service", "peergate.service"]));
+        manager.signal(Signal::TERM);
+        drop(manager.end());
+        for hierarchy in ["", "systemd", "unified"] {
+            remove_groups(&Path::new("/sys/fs/cgroup").join(hierarchy).join(&self.name));
+        }
+    }
+}
+
 impl Drop for Services {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -142,14 +155,7 @@ impl Drop for Services {
                 eprintln!("---- log of {unit}\n{}", self.log(unit));
             }
         }
-        drop(self.try_ctl(&["stop", "peerd.service", "peergate.service"]));
-        if let Some(manager) = self.manager.take() {
-            manager.signal(Signal::TERM);
-            drop(manager.end());
-        }
-        for hierarchy in ["", "systemd", "unified"] {
-            remove_groups(&Path::new("/sys/fs/cgroup").join(hierarchy).join(&self.name));
-        }
+        self.end();
     }
 }
 
