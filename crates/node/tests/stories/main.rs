@@ -25,6 +25,7 @@ mod main_job;
 mod owner;
 mod ownership;
 mod privileges;
+mod replay;
 mod requests;
 mod revocation;
 mod rotation;

@@ -11,7 +11,7 @@ use crate::world::{Machine, Pair, Wire, eventually, hello};
 const MINUTE: i64 = 60_000;
 
 /// A request to deploy this image.
-fn deploy(name: &str, image: &Image) -> Request {
+pub(crate) fn deploy(name: &str, image: &Image) -> Request {
     let text = format!(
         r#"{{"name":"{name}","image_name":"hello:test","publish":false,"restart":"no","stop_timeout_seconds":1,
             "limits":{{"cpu":100,"memory":67108864,"pids":100,"files":1024,"scratch":1048576}}}}"#
@@ -22,7 +22,7 @@ fn deploy(name: &str, image: &Image) -> Request {
     Request::Deploy(Box::new(DeployRequest { specification, image: ImageSource::Offered(offer) }))
 }
 
-fn names(wire: &Wire, at: &Machine) -> Vec<String> {
+pub(crate) fn names(wire: &Wire, at: &Machine) -> Vec<String> {
     let Answer::List(statuses) = wire.query(at, Query::List) else { panic!("not a list") };
     statuses.iter().map(|status| status.specification.name.to_string()).collect()
 }

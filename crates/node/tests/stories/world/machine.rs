@@ -177,6 +177,7 @@ pub(crate) struct Machine {
     arguments: Vec<String>,
     /// The network namespace in which the daemon runs, if it has one of its own.
     namespace: Option<String>,
+    has_own_clock: bool,
     /// The user and group as which the daemon runs, if not as root.
     user: Option<(u32, u32)>,
     daemon: Option<Running>,
@@ -232,8 +233,21 @@ impl Machine {
         arguments.extend(flags.iter().map(|flag| (*flag).to_owned()));
         let has_engine = !flags.contains(&"none");
         let (name, peer_id) = (name.to_owned(), String::new());
-        let (namespace, user, daemon) = (None, None, None);
-        Self { name, peer_id, address, root, data, socket, arguments, namespace, user, daemon, has_engine }
+        let (namespace, user, daemon, has_own_clock) = (None, None, None, false);
+        Self {
+            name,
+            peer_id,
+            address,
+            root,
+            data,
+            socket,
+            arguments,
+            namespace,
+            has_own_clock,
+            user,
+            daemon,
+            has_engine,
+        }
     }
 
     /// Has the daemon run in this network namespace.
@@ -254,6 +268,36 @@ impl Machine {
         chown(self.root.path(), Some(user), Some(group)).unwrap();
         self.user = Some((user, group));
         self
+    }
+
+    /// Gives the daemon a wall clock of its own from its next start on; it is right until it is set.
+    pub(crate) fn with_own_clock(mut self) -> Self {
+        self.has_own_clock = true;
+        self.set_clock("+0");
+        self
+    }
+
+    /// Sets the daemon's own clock, under the running daemon as well; `+30m` is half an hour ahead of the right time.
+    pub(crate) fn set_clock(&self, shift: &str) {
+        let (next, file) = (self.root.path().join("clock.next"), self.root.path().join("clock"));
+        std::fs::write(&next, format!("{shift}\n")).unwrap();
+        std::fs::rename(next, file).unwrap();
+    }
+
+    /// Copies the data directory, while the daemon is down.
+    pub(crate) fn save_data(&self) {
+        self.copy_data(&self.data(), &self.root.path().join("saved"));
+    }
+
+    /// Puts the copy in the place of the data directory, while the daemon is down.
+    pub(crate) fn restore_data(&self) {
+        std::fs::remove_dir_all(self.data()).unwrap();
+        self.copy_data(&self.root.path().join("saved"), &self.data());
+    }
+
+    fn copy_data(&self, from: &Path, to: &Path) {
+        assert!(self.daemon.is_none(), "the daemon runs");
+        Output::of(Command::new("cp").arg("-a").args([from, to])).success();
     }
 
     pub(crate) fn init(&mut self) {
@@ -288,6 +332,12 @@ impl Machine {
         };
         if let Some((user, group)) = self.user {
             command.uid(user).gid(group);
+        }
+        if self.has_own_clock {
+            let library = format!("/usr/lib/{}-linux-gnu/faketime/libfaketimeMT.so.1", std::env::consts::ARCH);
+            assert!(Path::new(&library).exists(), "there is no {library}: install faketime");
+            command.env("LD_PRELOAD", library).env("FAKETIME_TIMESTAMP_FILE", self.root.path().join("clock"));
+            command.env("FAKETIME_NO_CACHE", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("NO_FAKE_STAT", "1");
         }
         Running::start(command.args(&self.arguments))
     }

@@ -5,8 +5,10 @@ mod gate;
 mod host;
 mod images;
 mod machine;
+mod recorder;
 mod registry;
 mod services;
+mod variants;
 mod wire;
 
 use std::net::TcpListener;
@@ -18,8 +20,10 @@ pub(crate) use gate::{Answer, Gate, host_of};
 pub(crate) use host::{HOST, Host};
 pub(crate) use images::{Files, Loaded, docker, docker_try, hello, noise, ordinary, probe, salted, shell};
 pub(crate) use machine::{Forward, Machine, Output, Running};
+pub(crate) use recorder::Recorder;
 pub(crate) use registry::Registry;
 pub(crate) use services::Services;
+pub(crate) use variants::variants;
 pub(crate) use wire::{Wire, key_of};
 
 /// Longest wait for something that must happen; reaching it fails the test.

@@ -183,7 +183,11 @@ impl Wire {
 
     /// Sends the bytes of an envelope; the answer is read later.
     pub(crate) fn begin(&self, to: &Machine, bytes: &[u8]) -> Pending<'_> {
-        let (mut stream, _) = self.greet(to);
+        self.begin_on(self.greet(to).0, to, bytes)
+    }
+
+    /// Sends the bytes of an envelope on a stream that is open.
+    pub(crate) fn begin_on(&self, mut stream: Stream, to: &Machine, bytes: &[u8]) -> Pending<'_> {
         let call = Call::Signed(bytes.to_vec());
         let write = write_frame(&mut stream, &call, CONTROL_FRAME_MAX, Deadline::after(FRAME_MAX));
         self.runtime.block_on(write).unwrap();
