@@ -26,7 +26,7 @@ step() {
     TIMES+=$(printf '%6d s  %s' "$((SECONDS - start))" "$name")$'\n'
 }
 
-packages() { need_build_packages && need_packages ip=iproute2 nsenter=util-linux nft=nftables mkfs.btrfs=btrfs-progs useradd=passwd systemd-analyze=systemd faketime=faketime; }
+packages() { need_build_packages && need_packages ip=iproute2 nsenter=util-linux nft=nftables gdb=gdb mkfs.btrfs=btrfs-progs useradd=passwd systemd-analyze=systemd faketime=faketime; }
 
 lint() {
     cargo clippy --release --workspace --all-targets --locked -- -D warnings &&

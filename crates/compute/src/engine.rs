@@ -3,6 +3,7 @@
 //! Every call has a deadline of its own; a stream has one for each step. [`EngineError`]'s variants say what to do.
 
 pub mod docker;
+mod error;
 mod network;
 
 use std::{fmt, future::Future, io, net::Ipv4Addr, str::FromStr, time::Duration};
@@ -10,16 +11,20 @@ use std::{fmt, future::Future, io, net::Ipv4Addr, str::FromStr, time::Duration};
 use bollard::models::{ContainerCreateBody, ContainerInspectResponse};
 use bytes::Bytes;
 use futures::stream::BoxStream;
+use minicbor::{Decode, Encode};
 use peer_proto::{
-    code::{Code, Problem},
     deploy::{Limits, RegistryReference, RuntimeName},
+    frame::as_text,
     id::{DeploymentId, Digest},
     query::{LogLine, Usage},
     unit::{Port, Timestamp},
 };
 
+pub use error::EngineError;
+
 use crate::{
     connector::{ConnectError, Network},
+    image::assemble::LayerSource,
     image::configuration::Wishes,
     logflood::LogFile,
     order::Order,
@@ -50,8 +55,12 @@ pub trait Engine: Send + Sync + 'static {
     /// What is known of the image with this digest, if the engine has it.
     fn has_image(&self, image: Digest) -> impl Future<Output = Result<Option<ImageFacts>, EngineError>> + Send;
 
-    /// Loads the archive (a `docker-archive` tar of `size` bytes). The caller checks afterwards that the image is there.
-    fn load(&self, archive: ArchiveStream, size: u64) -> impl Future<Output = Result<(), EngineError>> + Send;
+    /// Loads an image: its configuration and its layers, lowest first. The caller checks afterwards that it is there.
+    fn load(
+        &self,
+        configuration: &[u8],
+        layers: &[LayerSource],
+    ) -> impl Future<Output = Result<(), EngineError>> + Send;
 
     /// The image as a tar, by name or digest.
     fn export(&self, name: &str) -> ExportStream;
@@ -70,6 +79,9 @@ pub trait Engine: Send + Sync + 'static {
     /// Removes the image. One that is not there is no error; one that a container uses or that somebody has named is kept
     /// ([`EngineError::InUse`]).
     fn remove_image(&self, image: Digest) -> impl Future<Output = Result<(), EngineError>> + Send;
+
+    /// Says what marks this machine's containers. It is said before anything else is asked of one, and never changes.
+    fn mark(&self, mark: &str) -> impl Future<Output = Result<(), EngineError>> + Send;
 
     /// Verifies the order and decides how its container is to run. It is known by its deployment from then on.
     fn plan(&self, order: &Order) -> impl Future<Output = Result<Planned, EngineError>> + Send;
@@ -169,17 +181,26 @@ pub struct Planned {
 }
 
 /// The id that the engine gave to a container: 64 hexadecimal digits.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Encode, Decode)]
+#[cbor(transparent)]
+pub struct ContainerId(
+    #[n(0)]
+    #[cbor(with = "as_text")]
+    ContainerIdText,
+);
+
+/// The checked text of a [`ContainerId`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ContainerId(String);
+struct ContainerIdText(String);
 
 impl ContainerId {
     /// The digits.
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.0.0
     }
 }
 
-impl FromStr for ContainerId {
+impl FromStr for ContainerIdText {
     type Err = EngineError;
 
     fn from_str(text: &str) -> Result<Self, EngineError> {
@@ -191,94 +212,144 @@ impl FromStr for ContainerId {
     }
 }
 
-impl fmt::Display for ContainerId {
+impl fmt::Display for ContainerIdText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
+impl FromStr for ContainerId {
+    type Err = EngineError;
+
+    fn from_str(text: &str) -> Result<Self, EngineError> {
+        text.parse().map(Self)
+    }
+}
+
+impl fmt::Display for ContainerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// What kind of engine answers. The default is one that has told nothing.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
+#[cbor(map)]
 #[expect(clippy::struct_excessive_bools, reason = "independent facts as the engine reports them")]
 pub struct EngineFacts {
     /// Version of the engine's program.
+    #[n(0)]
     pub version: String,
     /// Highest version of the engine's interface that it speaks, such as `1.41`.
+    #[n(1)]
     pub api_version: String,
     /// Version of its kernel.
+    #[n(2)]
     pub kernel_version: String,
     /// Version of runc, with what a distribution adds, such as `1.1.5+ds1-1+deb12u1`; empty if it is not told.
+    #[n(3)]
     pub runc_version: String,
     /// Version of containerd, likewise.
+    #[n(4)]
     pub containerd_version: String,
     /// Security options as the engine lists them, such as `name=seccomp,profile=default`.
+    #[n(5)]
     pub security_options: Vec<String>,
     /// Whether system calls are filtered by default. Always true: without it the engine is below the floor.
+    #[n(6)]
     pub seccomp: bool,
     /// Whether AppArmor confines containers.
+    #[n(7)]
     pub apparmor: bool,
     /// Whether the engine maps users of containers to other users of the host (`userns-remap`).
+    #[n(8)]
     pub user_namespace: bool,
     /// Whether the engine itself runs without root.
+    #[n(9)]
     pub rootless: bool,
     /// `cgroupfs` or `systemd`.
+    #[n(10)]
     pub cgroup_driver: String,
     /// 1 or 2.
+    #[n(11)]
     pub cgroup_version: u8,
     /// Processors.
+    #[n(12)]
     pub cpus: u32,
     /// Memory (bytes).
+    #[n(13)]
     pub memory: u64,
     /// In the notation of container images, such as `amd64`.
+    #[n(14)]
     pub architecture: String,
     /// Such as `overlay2`.
+    #[n(15)]
     pub storage_driver: String,
     /// The runtime that starts containers unless another is named, such as `runc`.
+    #[n(16)]
     pub runtime: String,
     /// Every runtime that it has.
+    #[n(17)]
     pub runtimes: Vec<String>,
     /// The runtime that this machine's owner wants for every container of a peer.
+    #[n(18)]
     pub owner_runtime: Option<RuntimeName>,
     /// Whether it holds the root of a container to a size.
+    #[n(19)]
     pub sized_root: bool,
     /// Whether containers go on when the engine restarts.
+    #[n(20)]
     pub live_restore: bool,
 }
 
 /// An image and its layers.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
 pub struct ImageChain {
     /// SHA-256 of the configuration.
+    #[n(0)]
     pub digest: Digest,
     /// Digests of the uncompressed layers, lowest first.
+    #[n(1)]
     pub layers: Vec<Digest>,
 }
 
 /// What the engine knows of an image.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
 pub struct ImageFacts {
     /// SHA-256 of the configuration.
+    #[n(0)]
     pub digest: Digest,
     /// Digests of the uncompressed layers, lowest first.
+    #[n(1)]
     pub layers: Vec<Digest>,
     /// Such as `amd64`.
+    #[n(2)]
     pub architecture: String,
     /// Unpacked size (bytes).
+    #[n(3)]
     pub size: u64,
     /// How it wants to run.
+    #[n(4)]
     pub wishes: Wishes,
     /// Names by which the engine knows it.
+    #[n(5)]
     pub names: Vec<String>,
     /// References with a digest by which it was fetched.
+    #[n(6)]
     pub references: Vec<String>,
 }
 
 /// How far a fetch from a registry has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
 pub struct PullProgress {
     /// Bytes fetched.
+    #[n(0)]
     pub received: u64,
     /// Bytes to fetch, as far as known.
+    #[n(1)]
     pub total: u64,
 }
 
@@ -313,172 +384,45 @@ pub struct ContainerFacts {
     /// The engine's log file of it.
     pub log_path: Option<std::path::PathBuf>,
     /// Its labels. They are never proof of anything: our database is.
-    pub labels: std::collections::HashMap<String, String>,
+    pub labels: std::collections::BTreeMap<String, String>,
     /// Everything, for [`crate::inspect::differences`].
     pub report: Box<ContainerInspectResponse>,
 }
 
 /// A container in a list.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
 pub struct ContainerSummary {
     /// Its id.
+    #[n(0)]
     pub id: ContainerId,
     /// Its name.
+    #[n(1)]
     pub name: String,
     /// Whether it runs, frozen or not.
+    #[n(2)]
     pub running: bool,
     /// Whether it ran and has ended.
+    #[n(4)]
     pub ended: bool,
     /// Its labels. They are never proof of anything: our database is.
-    pub labels: std::collections::HashMap<String, String>,
+    #[n(3)]
+    pub labels: std::collections::BTreeMap<String, String>,
 }
 
 /// Which part of a log is wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
+#[cbor(map)]
 pub struct LogOptions {
     /// Only so many last lines; everything kept, if absent.
+    #[n(0)]
     pub tail: Option<u32>,
     /// Only lines from this moment on.
+    #[n(1)]
     pub since: Option<Timestamp>,
     /// Go on until the container ends.
+    #[n(2)]
     pub follow: bool,
-}
-
-/// Why the engine did not do something.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum EngineError {
-    /// It does not answer: try again later.
-    #[error("the container engine does not answer ({reason}); start it or wait until it is back")]
-    Unavailable {
-        /// What the system said.
-        reason: String,
-    },
-    /// It took too long: look whether it was done after all.
-    #[error("the container engine did not finish '{operation}' in time; look at its load")]
-    TimedOut {
-        /// What it should do.
-        operation: &'static str,
-    },
-    /// It cannot isolate well enough: nothing runs on it.
-    #[error("the container engine is not safe enough to run others' containers: {reason}")]
-    BelowFloor {
-        /// What is missing.
-        reason: String,
-    },
-    /// There is no such image.
-    #[error("the container engine has no image '{image}'; look at the names with its own list of images")]
-    NoSuchImage {
-        /// Its name or digest.
-        image: String,
-    },
-    /// There is no such container.
-    #[error("the container engine has no container '{container}'")]
-    NoSuchContainer {
-        /// Its id or name.
-        container: String,
-    },
-    /// A container of that name is there: adopt or remove it.
-    #[error("the container engine has a container '{container}' already")]
-    AlreadyExists {
-        /// Its name.
-        container: String,
-    },
-    /// Something else uses it: try again later.
-    #[error("the container engine says that it is in use: {message}")]
-    InUse {
-        /// The engine's words.
-        message: String,
-    },
-    /// The archive refers to a layer that the engine lacks: send all of them.
-    #[error("the container engine lacks a layer of the image: {message}")]
-    MissingLayer {
-        /// The engine's words.
-        message: String,
-    },
-    /// The archive is not what it claims to be: its sender's fault.
-    #[error("the container engine refused the image: {message}")]
-    InvalidImage {
-        /// The engine's words.
-        message: String,
-    },
-    /// The image is larger than allowed.
-    #[error("the image is larger than the {size_max} bytes allowed")]
-    ImageTooLarge {
-        /// What is allowed.
-        size_max: u64,
-    },
-    /// The disk is full.
-    #[error("the container engine's disk is full: {message}")]
-    DiskFull {
-        /// The engine's words.
-        message: String,
-    },
-    /// It does not accept the request: repeating it is of no use.
-    #[error("the container engine refused: {message}")]
-    Refused {
-        /// The engine's words.
-        message: String,
-    },
-    /// What the engine has made is not what it was told, and has been removed.
-    #[error("the engine's container differs from the isolation profile ({differences}); it has been destroyed")]
-    Violated {
-        /// In which ways.
-        differences: String,
-    },
-    /// Nobody has planned the container since this engine's side has been up: plan it, then try again.
-    #[error("the container has not been planned since the daemon started; it is tried again")]
-    NotPlanned,
-    /// Not the engine, but what was asked of it or what it was to look at.
-    #[error("{}", .0.message)]
-    Problem(Problem),
-    /// It failed.
-    #[error("the container engine failed: {message}")]
-    Failed {
-        /// The engine's words.
-        message: String,
-    },
-}
-
-impl EngineError {
-    /// A failure in the engine's words, made safe to show and cut to a bounded length.
-    pub fn failed(message: &str) -> Self {
-        Self::Failed { message: quote(message) }
-    }
-
-    /// The stable code.
-    pub fn code(&self) -> Code {
-        match self {
-            Self::Unavailable { .. } => Code::EngineUnavailable,
-            Self::TimedOut { .. } => Code::Timeout,
-            Self::NoSuchImage { .. } => Code::NoSuchImage,
-            Self::MissingLayer { .. } => Code::MissingLayer,
-            Self::InvalidImage { .. } => Code::InvalidImage,
-            Self::ImageTooLarge { .. } => Code::ImageTooLarge,
-            Self::DiskFull { .. } => Code::DiskFull,
-            Self::Problem(problem) => problem.code,
-            Self::Violated { .. } => Code::IsolationViolated,
-            Self::BelowFloor { .. }
-            | Self::NoSuchContainer { .. }
-            | Self::AlreadyExists { .. }
-            | Self::InUse { .. }
-            | Self::NotPlanned
-            | Self::Refused { .. }
-            | Self::Failed { .. } => Code::EngineFailed,
-        }
-    }
-
-    /// Whether the same call may succeed later without anything being changed.
-    pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable { .. } | Self::TimedOut { .. } | Self::InUse { .. } | Self::NotPlanned)
-    }
-
-    /// Code and sentence.
-    pub fn problem(&self) -> Problem {
-        if let Self::Problem(problem) = self {
-            return problem.clone();
-        }
-        Problem::new(self.code(), self.to_string())
-    }
 }
 
 /// The engine repeats texts of images and guests: escaped and at most 512 bytes of them are shown.

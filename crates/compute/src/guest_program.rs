@@ -91,7 +91,7 @@ impl GuestProgram {
         if configuration(Digest::of(&layer)) != self.configuration {
             return Err(GuestProgramError::Replaced(self.path.clone()));
         }
-        assemble::with_layer(&self.configuration, layer).map_err(unreadable)
+        assemble::with_layer(&self.configuration, &layer).map_err(unreadable)
     }
 }
 

@@ -4,6 +4,7 @@
 //! - [`profile`] turns a specification into a [`profile::ContainerPlan`], which cannot say "privileged", and is the
 //!   only place where the engine's options are built; [`inspect`] compares them with what the engine reports (I1, I2).
 //! - [`order`] is what the engine's side takes: the request that the owner signed, verified once more there.
+//! - [`runner`] puts the engine into another process than the one that speaks with other machines.
 //! - [`connector`] reaches a container's port from inside its network namespace, so that nothing is published.
 //! - [`guest_program`] is the program of ours that runs inside containers' networks.
 //! - [`wall`] lets containers out to public addresses where that is granted, and to nothing of the host.
@@ -26,6 +27,7 @@ pub mod possession;
 pub mod profile;
 pub mod record;
 pub mod room;
+pub mod runner;
 pub mod succession;
 pub mod usage;
 pub mod wall;

@@ -11,6 +11,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use minicbor::{Decode, Encode};
+
 /// How often the log of a running container is measured.
 pub const LOG_SAMPLE: Duration = Duration::from_secs(1);
 /// Growth that is borne for any length of time (bytes per second).
@@ -19,21 +21,26 @@ pub const RATE_MAX: u64 = 256 << 10;
 pub const SAMPLES: u32 = 5;
 
 /// A log file at one moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
 pub struct LogFile {
     /// Size (bytes).
+    #[n(0)]
     pub size: u64,
     /// Its number in the file system.
+    #[n(1)]
     pub inode: u64,
-    /// When it was made, where the file system says so; numbers are soon used again.
-    pub created: Option<SystemTime>,
+    /// When it was made, since 1970, where the file system says so; numbers are soon used again.
+    #[n(2)]
+    pub created: Option<Duration>,
 }
 
 impl LogFile {
     /// Looks at the file.
     pub fn read(path: &Path) -> io::Result<Self> {
         let metadata = std::fs::metadata(path)?;
-        Ok(Self { size: metadata.len(), inode: metadata.ino(), created: metadata.created().ok() })
+        let created = metadata.created().ok().and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+        Ok(Self { size: metadata.len(), inode: metadata.ino(), created })
     }
 }
 
@@ -106,7 +113,7 @@ mod tests {
     #[test]
     fn v5_a_number_used_again_hides_nothing() {
         let mut watch = FloodWatch::default();
-        let made = |seconds| Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+        let made = |seconds| Some(Duration::from_secs(seconds));
         let alarm = (0..10).position(|n| watch.sample(LogFile { size: n, inode: 7, created: made(n) }, SECOND));
         assert_eq!(alarm, Some(5));
     }

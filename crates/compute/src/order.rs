@@ -3,11 +3,13 @@
 //! Whoever asks for a container hands over the signed bytes and a few numbers, and no specification beside them. So it
 //! makes no difference what else it says or has come to believe: the container is the one that was signed.
 
+use minicbor::{Decode, Encode};
 use peer_proto::{
     PeerId,
     code::{Code, Problem},
-    deploy::{DeployRequest, ImageSource, Request},
+    deploy::{DeployRequest, ImageSource, Request, Specification},
     envelope,
+    frame::peer_id,
     id::{DeploymentId, Digest},
 };
 
@@ -19,21 +21,32 @@ use crate::{
 };
 
 /// Asks for the container of one deployment.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
 pub struct Order {
     /// Whose it is, by the key that signed.
+    #[n(0)]
+    #[cbor(with = "peer_id")]
     pub owner: PeerId,
     /// The machine that the request was made for.
+    #[n(1)]
+    #[cbor(with = "peer_id")]
     pub audience: PeerId,
     /// The signed request, as it came.
+    #[n(2)]
+    #[cbor(with = "minicbor::bytes")]
     pub envelope: Vec<u8>,
     /// The image that the request names, in the engine.
+    #[n(3)]
     pub image: Digest,
     /// Number from which the user id is made.
+    #[n(4)]
     pub slot: u32,
     /// Marks whose container it is.
+    #[n(5)]
     pub node: String,
     /// The networks that were made for it, if the request asks for any.
+    #[n(6)]
     pub attachment: Attachment,
 }
 
@@ -62,6 +75,11 @@ impl Verified<'_> {
     /// The deployment, whose id follows from signer and request.
     pub fn deployment(&self) -> DeploymentId {
         self.deployment
+    }
+
+    /// What was signed.
+    pub fn specification(&self) -> &Specification {
+        &self.request.specification
     }
 
     /// Decides how the container runs, from what was signed and from what the engine says of image and machine.

@@ -77,6 +77,9 @@ pub enum StartError {
     /// The spool cannot be used.
     #[error(transparent)]
     Spool(#[from] SpoolError),
+    /// The engine's side refuses to serve this room.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
 }
 
 /// A change of a deployment, announced after it has been committed.
@@ -153,6 +156,7 @@ impl<E: Engine> Room<E> {
     pub async fn start(database: Database, engine: E, options: Options) -> Result<Self, StartError> {
         let transfers = Transfers::open(&options)?;
         let mark = database.write(record::mark).await?;
+        engine.mark(&mark).await?;
         let inner = Inner {
             wall: Wall::new(&mark, options.wall.clone()),
             mark,

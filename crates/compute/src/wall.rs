@@ -9,7 +9,7 @@
 pub mod attach;
 pub(crate) mod keep;
 pub(crate) mod nft;
-mod probe;
+pub(crate) mod probe;
 pub mod ranges;
 pub mod resolver;
 pub(crate) mod rows;

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+#[expect(dead_code, reason = "other tests use the rest")]
 mod fixture;
 mod registry;
 
@@ -333,7 +334,7 @@ async fn only_the_changed_layer_is_loaded_and_no_tag_is_moved() {
     ];
     let (archive, size) = assemble(&image.config, &sources).unwrap();
     assert!(size < 16 << 10, "{size}");
-    base.engine.load(archive, size).await.unwrap();
+    base.engine.load_archive(archive, size).await.unwrap();
     let facts = base.engine.has_image(parsed.digest).await.unwrap().unwrap();
     assert_eq!((facts.layers.as_slice(), facts.names.as_slice()), (parsed.layers.as_slice(), &[][..]));
     base.engine.remove_image(parsed.digest).await.unwrap();
@@ -350,7 +351,7 @@ async fn a_load_without_its_layers_says_so_and_leaves_nothing() {
     let parsed = configuration::parse(&image.config).unwrap();
     let sources = [LayerSource { layer: parsed.layers[0], file: None }];
     let (archive, size) = assemble(&image.config, &sources).unwrap();
-    let error = engine.load(archive, size).await.unwrap_err();
+    let error = engine.load_archive(archive, size).await.unwrap_err();
     assert!(matches!(error, EngineError::MissingLayer { .. }), "{error}");
     // Other bytes than the configuration promises.
     let directory = tempfile::tempdir().unwrap();
@@ -360,7 +361,7 @@ async fn a_load_without_its_layers_says_so_and_leaves_nothing() {
     std::fs::write(&file, &other).unwrap();
     let sources = [LayerSource { layer: parsed.layers[0], file: Some((file, other.len() as u64)) }];
     let (archive, size) = assemble(&image.config, &sources).unwrap();
-    let error = engine.load(archive, size).await.unwrap_err();
+    let error = engine.load_archive(archive, size).await.unwrap_err();
     assert!(matches!(error, EngineError::InvalidImage { .. }), "{error}");
     assert_eq!(engine.has_image(parsed.digest).await.unwrap(), None);
 }

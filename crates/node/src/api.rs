@@ -15,7 +15,7 @@ mod invitations;
 mod limits;
 mod pause;
 mod peers;
-mod socket;
+pub(crate) mod socket;
 mod status;
 
 use std::io;
@@ -40,6 +40,7 @@ use peer_state::database::DatabaseError;
 use peer_trust::trust::ChangeError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::os::unix::net::UnixListener as BlockingListener;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -77,6 +78,9 @@ pub enum ServeError {
     /// The socket cannot be made.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// The socket cannot be used.
+    #[error("the socket of the local interface cannot be used: {0}")]
+    Listener(io::Error),
     /// The metrics' address cannot be listened on.
     #[error("cannot serve metrics on {address}: {source}; choose another metrics_listen")]
     Metrics {
@@ -111,8 +115,15 @@ impl Api {
 
 /// Makes the socket and serves it.
 pub async fn serve(daemon: &Arc<Daemon>) -> Result<Api, ServeError> {
+    let listener = socket::bind(&daemon.settings.socket, daemon.settings.socket_owner)?;
+    serve_on(daemon, listener).await
+}
+
+/// Serves a socket that has been made already.
+pub(crate) async fn serve_on(daemon: &Arc<Daemon>, listener: BlockingListener) -> Result<Api, ServeError> {
     let settings = &daemon.settings;
-    let listener = socket::bind(&settings.socket, settings.socket_owner)?;
+    let listener = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
+    let listener = listener.map_err(ServeError::Listener)?;
     let api = Api {
         socket: settings.socket.clone(),
         tasks: TaskTracker::new(),

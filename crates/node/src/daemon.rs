@@ -4,13 +4,13 @@ mod identity;
 mod rotation;
 
 use std::collections::BTreeSet;
-use std::io::{self, Write};
-use std::process::ExitCode;
+use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use peer_compute::record::{self, Record};
 use peer_compute::room::end_all_of;
+use peer_compute::runner::Channel;
 use peer_proto::PeerId;
 use peer_proto::unit::Timestamp;
 use peer_state::audit::{self, Entry, Outcome};
@@ -23,18 +23,18 @@ use peer_trust::run::Run;
 use peer_trust::seal::SealKey;
 use peer_trust::trust::{ChangeError, Snapshot, Trust};
 use peer_trust::{floor, kept};
-use rustix::process::{Resource, getrlimit, setrlimit};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, RwLock, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::identity::PassphraseFileError;
 use self::identity::Slot;
-use crate::api::{self, ServeError};
+use crate::api::ServeError;
+use crate::api::socket::SocketError;
 use crate::attempts::Attempts;
 use crate::bandwidth::Bandwidth;
 use crate::clock;
+use crate::confinement::{ConfineError, Confinement};
 use crate::emergency;
 use crate::gateways::{self, Gateways};
 use crate::metrics::Metrics;
@@ -42,12 +42,8 @@ use crate::node::{Node, StartError};
 use crate::notices::Notices;
 use crate::quota::Quotas;
 use crate::requester;
-use crate::settings::{self, Invocation, LogFormat, SettingError, Settings, Task};
+use crate::settings::Settings;
 
-/// Exit status for a wrong command line or configuration.
-const USAGE: u8 = 2;
-/// Files that may be open at one time.
-const FILES_MAX: u64 = 4096;
 /// How often counted refusals are looked at.
 const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 /// How often the time is remembered.
@@ -89,6 +85,12 @@ pub enum DaemonError {
     /// The local interface.
     #[error(transparent)]
     Api(#[from] ServeError),
+    /// The socket of the local interface.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The process that speaks with other machines could not give up its rights.
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
     /// The operating system.
     #[error("the program cannot be set up: {0}")]
     System(#[from] io::Error),
@@ -127,6 +129,10 @@ pub struct Daemon {
     pub tasks: TaskTracker,
     /// Ends those tasks.
     pub cancel: CancellationToken,
+    /// The way to the engine, which the runner holds; absent if this machine runs nobody's containers.
+    pub runner: Option<Arc<Channel>>,
+    /// What this process has given up.
+    pub confinement: Option<Confinement>,
     node: RwLock<Slot>,
     /// What the key file is sealed with while it is open.
     seal: Mutex<Option<SealKey>>,
@@ -139,6 +145,16 @@ impl Daemon {
     /// Opens everything durable and, if there is an identity, starts the node. Whatever is damaged stops it here.
     pub async fn open(settings: Settings) -> Result<Arc<Self>, DaemonError> {
         let data_dir = DataDir::open(&settings.data_dir)?;
+        Self::open_with(settings, data_dir, None, None).await
+    }
+
+    /// The same with what the runner has handed over.
+    pub(crate) async fn open_with(
+        settings: Settings,
+        data_dir: DataDir,
+        runner: Option<Arc<Channel>>,
+        confinement: Option<Confinement>,
+    ) -> Result<Arc<Self>, DaemonError> {
         let schemas =
             [audit::SCHEMA, peer_trust::SCHEMA, peer_compute::record::SCHEMA, gateways::SCHEMA, requester::SCHEMA];
         let database = Database::open(&data_dir.join("peer.db"), &schemas)?;
@@ -168,6 +184,8 @@ impl Daemon {
             closed: watch::Sender::new(closed),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
+            runner,
+            confinement,
             node: RwLock::new(Slot::Empty),
             seal: Mutex::new(seal),
             statements: Notify::new(),
@@ -285,128 +303,6 @@ async fn keep_time(database: Database) {
 /// A line of the audit log about what this machine did by itself or for its own user.
 fn allowed(at: Timestamp, action: &str, detail: String) -> Entry {
     Entry { at, actor: "local".to_owned(), action: action.to_owned(), outcome: Outcome::Allowed, detail }
-}
-
-/// The whole program `peerd`.
-pub fn main() -> ExitCode {
-    let environment = |name: &str| std::env::var(name).ok();
-    let invocation = match settings::parse(std::env::args_os(), &environment) {
-        Ok(invocation) => invocation,
-        Err(settings::UsageError(error)) => {
-            drop(error.print());
-            return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
-        }
-    };
-    match invocation {
-        Invocation { task: Task::CheckConfiguration { json }, settings } => check(json, &settings),
-        Invocation { task: Task::Run, settings: Ok(settings) } => match run(settings) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                say(io::stderr(), &format!("peerd: {error}"));
-                ExitCode::FAILURE
-            }
-        },
-        Invocation { task: Task::Run, settings: Err(errors) } => complain(&errors),
-    }
-}
-
-/// Writes a line; a reader that is gone is no failure of ours.
-fn say(mut to: impl Write, line: &str) {
-    drop(writeln!(to, "{line}"));
-}
-
-fn complain(errors: &[SettingError]) -> ExitCode {
-    for error in errors {
-        say(io::stderr(), &format!("peerd: {error}"));
-    }
-    ExitCode::from(USAGE)
-}
-
-fn check(json: bool, settings: &Result<Settings, Vec<SettingError>>) -> ExitCode {
-    match settings {
-        Ok(settings) if json => {
-            say(io::stdout(), &serde_json::to_string_pretty(settings.explain()).expect("texts are always JSON"));
-            ExitCode::SUCCESS
-        }
-        Ok(settings) => {
-            let width = settings.explain().iter().map(|setting| setting.key.len()).max().unwrap_or(0);
-            for setting in settings.explain() {
-                say(io::stdout(), &format!("{:width$}  {}  ({})", setting.key, setting.value, setting.source));
-            }
-            ExitCode::SUCCESS
-        }
-        Err(errors) if json => {
-            let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
-            say(io::stdout(), &serde_json::json!({ "errors": errors }).to_string());
-            ExitCode::from(USAGE)
-        }
-        Err(errors) => complain(errors),
-    }
-}
-
-fn run(settings: Settings) -> Result<(), DaemonError> {
-    log(&settings);
-    raise_file_limit();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let result = runtime.block_on(serve(settings));
-    runtime.shutdown_timeout(LEAVE_TIMEOUT);
-    result
-}
-
-/// Connections, visits and containers take file descriptors; the usual limit of 1,024 is soon reached.
-fn raise_file_limit() {
-    let mut limit = getrlimit(Resource::Nofile);
-    let wanted = limit.maximum.map_or(FILES_MAX, |maximum| maximum.min(FILES_MAX));
-    if limit.current.is_some_and(|current| current < wanted) {
-        limit.current = Some(wanted);
-        if let Err(error) = setrlimit(Resource::Nofile, limit) {
-            tracing::warn!(%error, "the limit of open files could not be raised");
-        }
-    }
-}
-
-fn log(settings: &Settings) {
-    let filter = tracing_subscriber::EnvFilter::new(&settings.log);
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    let set = match settings.log_format {
-        LogFormat::Text => builder.with_ansi(rustix::termios::isatty(io::stderr())).try_init(),
-        LogFormat::Json => builder.json().try_init(),
-    };
-    if let Err(error) = set {
-        say(io::stderr(), &format!("peerd: the log cannot be set up: {error}"));
-    }
-}
-
-async fn serve(settings: Settings) -> Result<(), DaemonError> {
-    // Caught from the beginning: a signal during the start ends the program in order too.
-    let mut ends = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
-    let daemon = Daemon::open(settings).await?;
-    let api = match api::serve(&daemon).await {
-        Ok(api) => api,
-        Err(error) => {
-            daemon.shutdown().await;
-            return Err(error.into());
-        }
-    };
-    match daemon.node().await {
-        Ok(node) => {
-            tracing::info!(peer = %node.identity.key.peer_id(), socket = %daemon.settings.socket.display(), "peerd serves");
-        }
-        Err(problem) => tracing::info!(socket = %daemon.settings.socket.display(), %problem, "peerd serves"),
-    }
-    ended(&mut ends).await;
-    tracing::info!("peerd ends; containers go on running");
-    api.shutdown().await;
-    daemon.shutdown().await;
-    Ok(())
-}
-
-async fn ended(ends: &mut [Signal; 2]) {
-    let [terminate, interrupt] = ends;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
 }
 
 #[cfg(test)]

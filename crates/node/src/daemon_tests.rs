@@ -5,6 +5,7 @@ use peer_proto::code::Code;
 use peer_proto::control::{AuditLine, InitRequest};
 
 use super::*;
+use crate::settings;
 
 fn settings(directory: &std::path::Path) -> Settings {
     let flags = [

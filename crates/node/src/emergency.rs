@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use peer_compute::engine::docker::DockerEngine;
 use peer_compute::room::emergency::{Killed, close, kill_all, mark};
 use peer_compute::room::{Room, database_problem};
+use peer_compute::runner::RunnerEngine;
 use peer_proto::code::{Code, Problem};
 use peer_proto::panic::PanicReport;
 use peer_proto::unit::Timestamp;
@@ -93,14 +93,14 @@ pub(crate) async fn panic(daemon: &Arc<Daemon>) -> PanicReport {
     }
 }
 
-async fn end_containers(daemon: &Daemon, room: Option<&Room<DockerEngine>>) -> Killed {
+async fn end_containers(daemon: &Daemon, room: Option<&Room<RunnerEngine>>) -> Killed {
     if let Some(room) = room {
         return room.kill_all(KILL).await;
     }
     // Without a running node, as while the identity is sealed, containers run on all the same.
-    let Some(socket) = &daemon.settings.engine_socket else { return Killed::default() };
+    let Some(runner) = &daemon.runner else { return Killed::default() };
     match daemon.database.write(mark).await {
-        Ok(mark) => kill_all(&DockerEngine::new(socket), &mark, KILL).await,
+        Ok(mark) => kill_all(&RunnerEngine::new(runner.clone()), &mark, KILL).await,
         Err(error) => Killed { problem: Some(database_problem(&error)), ..Killed::default() },
     }
 }
@@ -130,7 +130,7 @@ fn not_durable(problem: &Problem) -> Problem {
 /// Writes the archive and gives its path.
 async fn keep(
     daemon: &Arc<Daemon>,
-    room: Option<&Room<DockerEngine>>,
+    room: Option<&Room<RunnerEngine>>,
     killed: &Killed,
     now: Timestamp,
 ) -> Result<PathBuf, Problem> {
@@ -165,7 +165,7 @@ async fn keep(
 }
 
 /// Collects what there is, in the order of its worth. What cannot be had is noted in its place.
-async fn gather(daemon: &Arc<Daemon>, room: Option<&Room<DockerEngine>>, archive: &mut Archive) {
+async fn gather(daemon: &Arc<Daemon>, room: Option<&Room<RunnerEngine>>, archive: &mut Archive) {
     let audited =
         daemon.database.write(|tx| Ok::<_, DatabaseError>((audit::verify(tx, None)?, audit::newest(tx, AUDIT_LINES)?)));
     match audited.await {

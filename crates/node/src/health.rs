@@ -9,8 +9,8 @@ use http_body_util::Empty;
 use hyper::body::Bytes;
 use hyper::{Request, header};
 use hyper_util::rt::TokioIo;
-use peer_compute::engine::docker::DockerEngine;
 use peer_compute::room::{Change, Endpoint, Room};
+use peer_compute::runner::RunnerEngine;
 use peer_proto::deploy::{Health, HealthCheck, State, Status};
 use peer_proto::id::DeploymentId;
 use tokio::sync::broadcast::Receiver;
@@ -22,7 +22,7 @@ use tokio::time::{sleep, timeout};
 const CHECK_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Checks every running deployment that asks for it, until the room ends.
-pub async fn check_all(room: Room<DockerEngine>, mut changes: Receiver<Change>) {
+pub async fn check_all(room: Room<RunnerEngine>, mut changes: Receiver<Change>) {
     let mut tasks = JoinSet::new();
     let mut running: HashMap<DeploymentId, AbortHandle> = HashMap::new();
     loop {
@@ -51,7 +51,7 @@ fn check_of(status: Status) -> Option<(DeploymentId, HealthCheck)> {
     (status.state == State::Running).then_some((status.id, status.specification.health?))
 }
 
-async fn check_one(room: Room<DockerEngine>, id: DeploymentId, check: HealthCheck) {
+async fn check_one(room: Room<RunnerEngine>, id: DeploymentId, check: HealthCheck) {
     let mut failures = 0_u32;
     loop {
         // Where it cannot be reached it does not run any more, and its task is about to be ended.

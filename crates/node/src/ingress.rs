@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use futures::{AsyncRead, AsyncReadExt as _};
 use peer_compute::connector::Connection;
-use peer_compute::engine::docker::DockerEngine;
 use peer_compute::room::{Change, Endpoint, Room};
+use peer_compute::runner::RunnerEngine;
 use peer_net::exchange::{Deadline, ExchangeError, read_frame, write_frame};
 use peer_net::{InboundStream, Network, OpenError, Options, Stream, Traffic, back_off};
 use peer_proto::PeerId;
@@ -75,7 +75,7 @@ pub struct Shares {
 /// Leases and visits of this machine.
 #[derive(Debug, Clone)]
 pub struct Ingress {
-    room: Option<Room<DockerEngine>>,
+    room: Option<Room<RunnerEngine>>,
     shares: Shares,
     leases: Arc<watch::Sender<Leases>>,
     tunnels: Arc<watch::Sender<BTreeMap<PeerId, TunnelState>>>,
@@ -85,7 +85,7 @@ impl Ingress {
     /// Keeps leases at every gateway of the list, as it changes, until `cancel` says so.
     pub fn start(
         network: Network,
-        room: Option<Room<DockerEngine>>,
+        room: Option<Room<RunnerEngine>>,
         gateways: watch::Receiver<Arc<Vec<PeerId>>>,
         notices: Notices,
         shares: Shares,
@@ -182,7 +182,7 @@ impl Ingress {
 #[derive(Debug, Clone)]
 struct Keeper {
     network: Network,
-    room: Room<DockerEngine>,
+    room: Room<RunnerEngine>,
     ingress: Ingress,
     notices: Notices,
 }

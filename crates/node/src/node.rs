@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use peer_compute::engine::docker::DockerEngine;
 use peer_compute::room::{self, Room};
+use peer_compute::runner::RunnerEngine;
 use peer_net::{Network, NetworkEvent, Options, RefusalReason};
 use peer_proto::card::SignedCard;
 use peer_state::audit::{self, Entry, Outcome};
@@ -54,7 +54,7 @@ pub struct Node {
     /// Invitations that are being answered.
     pub introductions: Introductions,
     /// Containers of others; absent if this machine runs none.
-    pub room: Option<Room<DockerEngine>>,
+    pub room: Option<Room<RunnerEngine>>,
     /// Leases and visits.
     pub ingress: Ingress,
     /// Our deployments on other machines.
@@ -162,8 +162,9 @@ impl Node {
     }
 }
 
-async fn start_room(daemon: &Daemon) -> Result<Option<Room<DockerEngine>>, StartError> {
-    let Some(socket) = &daemon.settings.engine_socket else { return Ok(None) };
+async fn start_room(daemon: &Daemon) -> Result<Option<Room<RunnerEngine>>, StartError> {
+    let Some(channel) = &daemon.runner else { return Ok(None) };
+    let engine = RunnerEngine::new(channel.clone());
     let spool = daemon.data_dir.join("spool");
     data_dir::create_private(&spool)?;
     let options = room::Options {
@@ -176,9 +177,6 @@ async fn start_room(daemon: &Daemon) -> Result<Option<Room<DockerEngine>>, Start
         clock: clock::now,
         steady_clock: clock::steady,
     };
-    let engine = DockerEngine::new(socket)
-        .with_runtime(daemon.settings.runtime.clone())
-        .with_guest_program(&daemon.settings.guest_program);
     Ok(Some(Room::start(daemon.database.clone(), engine, options).await?))
 }
 

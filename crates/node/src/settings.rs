@@ -18,6 +18,7 @@ use peer_net::{Limits, Multiaddr};
 use peer_proto::control::Setting;
 use peer_proto::deploy::RuntimeName;
 use peer_proto::unit::{ByteSize, Span};
+use serde::{Deserialize, Serialize};
 
 use crate::quota::Rates;
 
@@ -30,7 +31,7 @@ pub const DEFAULT_FILE: &str = "/etc/peer-compute/peerd.toml";
 const FILE_MAX: u64 = 256 * 1024;
 
 /// Where a value comes from, weakest first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Source {
     /// Nobody set it.
     Default,
@@ -132,9 +133,23 @@ pub struct Settings {
     /// The configuration file that was read, if there was one.
     pub file: Option<PathBuf>,
     explained: Vec<Setting>,
+    resolved: Vec<Resolved>,
+}
+
+/// One key with its texts before they were parsed, for another process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolved {
+    key: String,
+    texts: Vec<String>,
+    source: Source,
 }
 
 impl Settings {
+    /// What [`restore`] makes the same configuration of.
+    pub fn resolved(&self) -> &[Resolved] {
+        &self.resolved
+    }
+
     /// Every key with its value and where that comes from.
     pub fn explain(&self) -> &[Setting] {
         &self.explained
@@ -165,13 +180,27 @@ pub fn resolve(
             given.insert(key.name, (texts, Source::Flag));
         }
     }
-    let mut reader = values::Reader::new(given, environment, errors);
+    let settings = read_all(values::Reader::new(given, environment, errors))?;
+    Ok(Settings { file: file.map(|(name, _)| PathBuf::from(name)), ..settings })
+}
+
+/// Makes the configuration that another process has resolved, with nothing else looked at.
+pub fn restore(
+    resolved: Vec<Resolved>,
+    file: Option<PathBuf>,
+    accept_empty_database: bool,
+) -> Result<Settings, Vec<SettingError>> {
+    let known = |each: Resolved| keys::find(&each.key).map(|key| (key.name, (each.texts, each.source)));
+    let given = resolved.into_iter().filter_map(known).collect();
+    let settings = read_all(values::Reader::new(given, &|_| None, Vec::new()))?;
+    Ok(Settings { accept_empty_database, file, ..settings })
+}
+
+fn read_all(mut reader: values::Reader<'_>) -> Result<Settings, Vec<SettingError>> {
     let settings = reader.settings();
-    let (explained, errors) = reader.finish();
+    let (explained, resolved, errors) = reader.finish();
     match settings {
-        Some(settings) if errors.is_empty() => {
-            Ok(Settings { explained, file: file.map(|(name, _)| PathBuf::from(name)), ..settings })
-        }
+        Some(settings) if errors.is_empty() => Ok(Settings { explained, resolved, ..settings }),
         _ => Err(errors),
     }
 }

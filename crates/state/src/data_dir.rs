@@ -1,12 +1,17 @@
 //! The data directory: private to its owner, and to one process at a time.
 
 use std::fs::{self, File, OpenOptions};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 
 use crate::durable::FileError;
+
+/// Pause before a lock is tried again.
+const RETRY: Duration = Duration::from_millis(20);
 
 /// Why a data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -23,7 +28,7 @@ pub enum DataDirError {
 #[derive(Debug)]
 pub struct DataDir {
     path: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 impl DataDir {
@@ -36,10 +41,32 @@ impl DataDir {
             .truncate(false)
             .write(true)
             .mode(0o600)
+            .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
             .open(&lock_path)
             .map_err(FileError::at("cannot open", &lock_path))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| DataDirError::InUse(path.to_owned()))?;
-        Ok(Self { path: path.to_owned(), _lock: lock })
+        Ok(Self { path: path.to_owned(), lock })
+    }
+
+    /// As [`DataDir::open`], waiting so long for another process to let go.
+    pub fn open_within(path: &Path, patience: Duration) -> Result<Self, DataDirError> {
+        let end = Instant::now() + patience;
+        loop {
+            match Self::open(path) {
+                Err(DataDirError::InUse(_)) if Instant::now() < end => std::thread::sleep(RETRY),
+                opened => return opened,
+            }
+        }
+    }
+
+    /// The directory whose lock another process has taken and handed over.
+    pub fn with_lock(path: &Path, lock: OwnedFd) -> Self {
+        Self { path: path.to_owned(), lock: lock.into() }
+    }
+
+    /// The lock: whoever holds a copy keeps others out.
+    pub fn lock(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
     }
 
     /// The directory itself.

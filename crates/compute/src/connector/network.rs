@@ -15,6 +15,7 @@ use tokio::{
 };
 
 use super::{ConnectError, Namespace, forwarder::Forwarder};
+use crate::runner::Remote;
 
 /// The network of one container's present run. Drop it when the container has ended.
 #[derive(Debug, Clone)]
@@ -23,6 +24,8 @@ pub enum Network {
     Entered(Namespace),
     /// A container of ours that shares it carries the connections.
     Forwarded(Arc<Forwarder>),
+    /// The runner keeps one of the two.
+    Beyond(Remote),
 }
 
 impl Network {
@@ -31,6 +34,16 @@ impl Network {
         match self {
             Self::Entered(namespace) => namespace.connect(port, within).await.map(Connection::Tcp),
             Self::Forwarded(forwarder) => forwarder.connect(port, within).await.map(Connection::Unix),
+            Self::Beyond(remote) => remote.connect(port, within).await,
+        }
+    }
+
+    /// Whether a forwarder carries its connections.
+    pub fn is_forwarded(&self) -> bool {
+        match self {
+            Self::Entered(_) => false,
+            Self::Forwarded(_) => true,
+            Self::Beyond(remote) => remote.is_forwarded(),
         }
     }
 }

@@ -15,6 +15,8 @@ mod networks;
 mod planned;
 mod wall_test;
 
+pub(crate) use containers::facts_of;
+
 use std::{
     collections::HashMap,
     fmt,
@@ -37,11 +39,12 @@ use peer_proto::{
 use tokio::time::timeout;
 
 use super::{
-    ArchiveStream, ContainerFacts, ContainerId, ContainerSummary, Engine, EngineError, EngineFacts, ExportStream,
-    GrowthStream, ImageChain, ImageFacts, LogOptions, LogStream, NetworkFacts, NetworkPlan, Planned, PullProgress,
-    ResolverSockets, Target,
+    ContainerFacts, ContainerId, ContainerSummary, Engine, EngineError, EngineFacts, ExportStream, GrowthStream,
+    ImageChain, ImageFacts, LogOptions, LogStream, NetworkFacts, NetworkPlan, Planned, PullProgress, ResolverSockets,
+    Target,
 };
 use crate::connector::{ConnectError, Connector, Network};
+use crate::image::assemble::{LayerSource, assemble};
 use crate::order::Order;
 use crate::wall::nft::{Nft, NftError};
 use crate::wall::rules::FilterOrder;
@@ -138,7 +141,7 @@ async fn call<T>(
 ) -> Result<T, EngineError> {
     match timeout(within, future).await {
         Ok(result) => result.map_err(|error| failure::translate(operation, error)),
-        Err(_) => Err(EngineError::TimedOut { operation }),
+        Err(_) => Err(EngineError::TimedOut { operation: operation.into() }),
     }
 }
 
@@ -161,7 +164,9 @@ impl Engine for DockerEngine {
         self.image_facts(&image.to_string()).await
     }
 
-    async fn load(&self, archive: ArchiveStream, size: u64) -> Result<(), EngineError> {
+    async fn load(&self, configuration: &[u8], layers: &[LayerSource]) -> Result<(), EngineError> {
+        let unread = |error: std::io::Error| EngineError::Unavailable { reason: error.to_string() };
+        let (archive, size) = assemble(configuration, layers).map_err(unread)?;
         self.load_archive(archive, size).await
     }
 
@@ -185,6 +190,10 @@ impl Engine for DockerEngine {
 
     async fn remove_image(&self, image: Digest) -> Result<(), EngineError> {
         self.delete_image(image).await
+    }
+
+    async fn mark(&self, _: &str) -> Result<(), EngineError> {
+        Ok(())
     }
 
     async fn plan(&self, order: &Order) -> Result<Planned, EngineError> {
@@ -427,7 +436,7 @@ mod tests {
         };
         let engine = DockerEngine::new(&socket);
         let ask = async {
-            let (facts, load) = (engine.facts().await, engine.load(Box::pin(futures::stream::empty()), 0).await);
+            let (facts, load) = (engine.facts().await, engine.load(b"{}", &[]).await);
             assert!(matches!(facts, Err(EngineError::Unavailable { .. })), "{facts:?}");
             assert!(matches!(load, Err(EngineError::Unavailable { .. })), "{load:?}");
         };

@@ -14,7 +14,7 @@ use peer_trust::{limits, peers};
 use super::{configuration, total_size};
 use crate::driver::Trouble;
 use crate::engine::{Engine, EngineError, ImageFacts};
-use crate::image::assemble::{LayerSource, assemble};
+use crate::image::assemble::LayerSource;
 use crate::image::spool::Room;
 use crate::possession::{self, BroughtImage, Pull};
 use crate::room::{Inner, Options};
@@ -162,9 +162,7 @@ async fn put<E: Engine>(
         file: spool.path(&owner, layer).map(|path| (path, *size)),
     };
     let sources: Vec<_> = layers.iter().zip(&offer.layer_sizes).map(source).collect();
-    let (archive, size) = assemble(&offer.configuration, &sources)
-        .map_err(|error| EngineError::failed(&format!("the image could not be put together: {error}")))?;
-    match inner.engine.load(archive, size).await {
+    match inner.engine.load(&offer.configuration, &sources).await {
         Err(error @ EngineError::MissingLayer { .. }) => {
             // The engine has lost layers that this owner once supplied: they must come again.
             let lost: Vec<_> =

@@ -23,34 +23,27 @@ pub struct LayerSource {
     pub file: Option<(PathBuf, u64)>,
 }
 
-/// The archive of an image and its size (bytes). Layers are lowest first, as many as the configuration names.
-pub fn assemble(configuration: &[u8], layers: &[LayerSource]) -> io::Result<(ArchiveStream, u64)> {
-    let mut parts = description(configuration, layers.iter().map(|source| &source.layer))?;
-    let mut added = HashSet::new();
-    for source in layers {
-        if let Some((path, size)) = &source.file
-            && added.insert(source.layer)
-        {
-            parts.push(Part::Bytes(header(&name_of(&source.layer), *size)?));
-            parts.push(Part::File(path.clone(), *size));
-            parts.push(padding(*size));
-        }
-    }
-    Ok(finish(parts))
+/// A piece of an image's archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Part {
+    /// These bytes.
+    Bytes(Bytes),
+    /// The uncompressed bytes of a layer.
+    Layer {
+        /// Its place among the layers.
+        index: usize,
+        /// How many bytes it has.
+        size: u64,
+    },
 }
 
-/// The same of an image with one layer, whose bytes are at hand.
-pub fn with_layer(configuration: &[u8], layer: Bytes) -> io::Result<(ArchiveStream, u64)> {
-    let (digest, size) = (Digest::of(&layer), layer.len() as u64);
-    let mut parts = description(configuration, std::iter::once(&digest))?;
-    parts.extend([Part::Bytes(header(&name_of(&digest), size)?), Part::Bytes(layer), padding(size)]);
-    Ok(finish(parts))
-}
-
-/// What stands before the layers.
-fn description<'a>(configuration: &[u8], layers: impl Iterator<Item = &'a Digest>) -> io::Result<Vec<Part>> {
-    let names: Vec<_> = layers.map(name_of).collect();
-    let configuration_name = format!("{}.json", Digest::of(configuration).hex());
+/// The archive of an image as pieces, and its size (bytes). Of each layer the digest is given and, unless the engine has
+/// it, its size; they are lowest first, as many as the configuration names.
+pub fn parts(configuration: &[u8], layers: &[(Digest, Option<u64>)]) -> io::Result<(Vec<Part>, u64)> {
+    let digest = Digest::of(configuration);
+    let name = |layer: &Digest| format!("{}.tar", layer.hex());
+    let names: Vec<_> = layers.iter().map(|(layer, _)| name(layer)).collect();
+    let configuration_name = format!("{}.json", digest.hex());
     let manifest = json!([{ "Config": configuration_name, "RepoTags": null, "Layers": names }]).to_string();
     let mut parts = Vec::new();
     for (name, contents) in [("manifest.json", manifest.as_bytes()), (&configuration_name, configuration)] {
@@ -58,46 +51,74 @@ fn description<'a>(configuration: &[u8], layers: impl Iterator<Item = &'a Digest
         parts.push(Part::Bytes(Bytes::copy_from_slice(contents)));
         parts.push(padding(contents.len() as u64));
     }
-    Ok(parts)
-}
-
-fn finish(mut parts: Vec<Part>) -> (ArchiveStream, u64) {
+    let mut added = HashSet::new();
+    for (index, (layer, size)) in layers.iter().enumerate() {
+        if let Some(size) = *size
+            && added.insert(layer)
+        {
+            parts.push(Part::Bytes(header(&name(layer), size)?));
+            parts.push(Part::Layer { index, size });
+            parts.push(padding(size));
+        }
+    }
     parts.push(Part::Bytes(Bytes::from_static(&[0; 1024])));
-    let size = parts.iter().map(Part::size).sum();
-    (stream::iter(parts).flat_map(Part::into_stream).boxed(), size)
+    let size = parts.iter().map(Part::size).fold(0, u64::saturating_add);
+    Ok((parts, size))
 }
 
-fn name_of(layer: &Digest) -> String {
-    format!("{}.tar", layer.hex())
+/// The archive of an image and its size (bytes). Layers are lowest first, as many as the configuration names.
+pub fn assemble(configuration: &[u8], layers: &[LayerSource]) -> io::Result<(ArchiveStream, u64)> {
+    let known: Vec<_> = layers.iter().map(LayerSource::size).collect();
+    let (parts, size) = parts(configuration, &known)?;
+    let streams: Vec<_> = parts
+        .into_iter()
+        .map(|part| match part {
+            Part::Bytes(bytes) => stream::once(async { Ok(bytes) }).boxed(),
+            Part::Layer { index, .. } => layers[index].read(),
+        })
+        .collect();
+    Ok((stream::iter(streams).flatten().boxed(), size))
 }
 
-enum Part {
-    Bytes(Bytes),
-    File(PathBuf, u64),
+/// The same of an image with one layer, whose bytes are at hand.
+pub fn with_layer(configuration: &[u8], layer: &Bytes) -> io::Result<(ArchiveStream, u64)> {
+    let (parts, size) = parts(configuration, &[(Digest::of(layer), Some(layer.len() as u64))])?;
+    let pieces: Vec<_> = parts
+        .into_iter()
+        .map(|part| match part {
+            Part::Bytes(bytes) => Ok(bytes),
+            Part::Layer { .. } => Ok(layer.clone()),
+        })
+        .collect();
+    Ok((stream::iter(pieces).boxed(), size))
+}
+
+impl LayerSource {
+    /// Its digest and, unless the engine has it, its size.
+    pub fn size(&self) -> (Digest, Option<u64>) {
+        (self.layer, self.file.as_ref().map(|(_, size)| *size))
+    }
+
+    /// Its bytes; none, if the engine has it.
+    pub fn read(&self) -> ArchiveStream {
+        let Some((path, size)) = self.file.clone() else { return stream::empty().boxed() };
+        let open = async move {
+            let file = tokio::fs::File::open(&path).await?;
+            // A file of another length would shift everything after it.
+            if file.metadata().await?.len() != size {
+                return Err(io::Error::other(format!("layer {} has changed its size", path.display())));
+            }
+            Ok(ReaderStream::with_capacity(tokio::io::AsyncReadExt::take(file, size), CHUNK))
+        };
+        stream::once(open).try_flatten().boxed()
+    }
 }
 
 impl Part {
     fn size(&self) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes.len() as u64,
-            Self::File(_, size) => *size,
-        }
-    }
-
-    fn into_stream(self) -> ArchiveStream {
-        match self {
-            Self::Bytes(bytes) => stream::once(async { Ok(bytes) }).boxed(),
-            Self::File(path, size) => {
-                let open = async move {
-                    let file = tokio::fs::File::open(&path).await?;
-                    // A file of another length would shift everything after it.
-                    if file.metadata().await?.len() != size {
-                        return Err(io::Error::other(format!("layer {} has changed its size", path.display())));
-                    }
-                    Ok(ReaderStream::with_capacity(tokio::io::AsyncReadExt::take(file, size), CHUNK))
-                };
-                stream::once(open).try_flatten().boxed()
-            }
+            Self::Layer { size, .. } => *size,
         }
     }
 }
@@ -112,7 +133,7 @@ fn header(name: &str, size: u64) -> io::Result<Bytes> {
 }
 
 fn padding(size: u64) -> Part {
-    let count = usize::try_from(size.next_multiple_of(512) - size).expect("less than 512");
+    let count = usize::try_from((512 - size % 512) % 512).expect("less than 512");
     Part::Bytes(Bytes::from_static(&[0; 512][..count]))
 }
 

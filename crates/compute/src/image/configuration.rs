@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use minicbor::{Decode, Encode};
 use peer_proto::{
     code::{Code, Problem},
     deploy::{IMAGE_CONFIGURATION_MAX, ImageOffer, LAYER_SIZE_MAX, LAYERS_MAX},
@@ -28,21 +29,29 @@ pub struct ImageConfiguration {
 }
 
 /// How an image wants to run. Texts of a stranger: what is taken from them is checked, the rest is only shown.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
 pub struct Wishes {
     /// Such as `linux`.
+    #[n(0)]
     pub system: String,
     /// User that it wants to run as; never obeyed. Empty for root.
+    #[n(1)]
     pub user: String,
     /// Command.
+    #[n(2)]
     pub command: Vec<String>,
     /// Entrypoint.
+    #[n(3)]
     pub entrypoint: Vec<String>,
     /// Working directory; empty if it names none.
+    #[n(4)]
     pub working_directory: String,
     /// Paths that it wants as volumes.
+    #[n(5)]
     pub volumes: Vec<String>,
     /// Ports that it says it listens on, such as `80/tcp`.
+    #[n(6)]
     pub exposed_ports: Vec<String>,
 }
 

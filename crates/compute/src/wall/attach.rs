@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use minicbor::{Decode, Encode};
 use peer_proto::PeerId;
 use peer_proto::code::{Code, Problem};
 use peer_proto::deploy::{Egress, Specification};
@@ -25,11 +26,14 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const ROUTES: &str = "/proc/net/route";
 
 /// The networks of one container, by their numbers.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
 pub struct Attachment {
     /// Its way out, with the address of the resolver there.
+    #[n(0)]
     pub outward: Option<(u16, Ipv4Addr)>,
     /// What it shares with others of its owner.
+    #[n(1)]
     pub shared: Option<u16>,
 }
 
@@ -100,7 +104,7 @@ pub(crate) fn plan_of<E>(inner: &Inner<E>, network: &Network) -> NetworkPlan {
 
 /// The row first, then the engine. Addresses that the engine does not take are given up for others.
 async fn ensure<E: Engine>(inner: &Inner<E>, owner: &PeerId, purpose: Purpose) -> Result<Network, Trouble> {
-    let (owner, mut taken) = (*owner, taken_ranges(&inner.wall));
+    let (owner, mut taken) = (*owner, taken_ranges(inner.wall.tag));
     for _ in 0..TRIES {
         let (pools, salt) = (inner.wall.options.subnets.clone(), inner.wall.tag.salt());
         let (wanted, avoided) = (purpose.clone(), taken.clone());
@@ -133,8 +137,8 @@ pub(crate) fn is_overlap(error: &EngineError) -> bool {
 }
 
 /// Ranges that the host reaches by other ways already.
-pub(crate) fn taken_ranges(wall: &Wall) -> Vec<Range> {
-    let ours = format!("pw{}", wall.tag);
+pub(crate) fn taken_ranges(tag: Tag) -> Vec<Range> {
+    let ours = format!("pw{tag}");
     let table = std::fs::read_to_string(ROUTES).unwrap_or_default();
     let attached = ranges::attached(&table).into_iter();
     attached.filter(|(interface, _)| !interface.starts_with(&ours)).map(|(_, range)| range).collect()
@@ -155,6 +159,6 @@ async fn stand(wall: &Wall, networks: &[Network]) -> Result<(), Trouble> {
     });
     match timeout(PATIENCE, all).await {
         Ok(Ok(_)) => Ok(()),
-        _ => Err(EngineError::TimedOut { operation: "raise the wall around a network" }.into()),
+        _ => Err(EngineError::TimedOut { operation: "raise the wall around a network".into() }.into()),
     }
 }

@@ -147,7 +147,7 @@ impl<E: Engine> Keeper<E> {
         let wanted = Ruleset {
             tag: wall.tag,
             networks: ways.values().map(|way| way.walled).collect(),
-            closed: wall.options.subnets.iter().copied().chain(taken_ranges(wall)).collect(),
+            closed: wall.options.subnets.iter().copied().chain(taken_ranges(wall.tag)).collect(),
             admitted: ways.values().flat_map(lasting).collect(),
         };
         let report = FilterOrder::Report(wall.tag);

@@ -13,13 +13,13 @@ use super::{Way, rows};
 use crate::engine::{ContainerId, Engine, EngineError, NetworkPlan, Target};
 
 /// The test's network has the number that no row can have.
-const NUMBER: u16 = 0;
+pub(crate) const NUMBER: u16 = 0;
 /// How long each attempt may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Ranges that are tried until the engine takes one.
 const TRIES: usize = 16;
 /// Bits of the test's network.
-const LENGTH: u8 = 29;
+pub(crate) const LENGTH: u8 = 29;
 
 /// Makes the test and removes everything again. The error says what is wrong, and what to do.
 pub(super) async fn probe<E: Engine>(keeper: &mut Keeper<E>) -> Result<(), String> {
@@ -38,7 +38,7 @@ pub(super) async fn probe<E: Engine>(keeper: &mut Keeper<E>) -> Result<(), Strin
 }
 
 /// Containers of the test carry a mark of their own: nobody takes them for deployments.
-fn mark(node: &str) -> String {
+pub(crate) fn mark(node: &str) -> String {
     format!("{node}-wall")
 }
 
@@ -65,7 +65,7 @@ async fn network<E: Engine>(keeper: &Keeper<E>) -> Result<NetworkPlan, String> {
     let inner = &keeper.inner;
     let wall = &inner.wall;
     let rows = inner.database.write(rows::all).await.map_err(|error| error.to_string())?;
-    let mut taken = taken_ranges(wall);
+    let mut taken = taken_ranges(wall.tag);
     taken.extend(rows.iter().map(|network| network.subnet));
     let free = rows::candidates(&wall.options.subnets, LENGTH, wall.tag.salt())
         .filter(|range| !taken.iter().any(|one| one.overlaps(*range)));

@@ -4,11 +4,27 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
+use minicbor::encode::Write;
+use minicbor::{Decode, Decoder, Encode, Encoder, decode, encode};
+use peer_proto::frame::as_text;
+
 /// A range of IPv4 addresses: those that share their first bits with its own address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Range {
     first: u32,
     length: u8,
+}
+
+impl<C> Encode<C> for Range {
+    fn encode<W: Write>(&self, encoder: &mut Encoder<W>, context: &mut C) -> Result<(), encode::Error<W::Error>> {
+        as_text::encode(self, encoder, context)
+    }
+}
+
+impl<'b, C> Decode<'b, C> for Range {
+    fn decode(decoder: &mut Decoder<'b>, context: &mut C) -> Result<Self, decode::Error> {
+        as_text::decode(decoder, context)
+    }
 }
 
 impl Range {

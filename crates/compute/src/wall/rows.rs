@@ -25,9 +25,9 @@ pub(crate) const TABLE: &str = "CREATE TABLE network (
     ) STRICT;";
 
 /// Bits of the network of one deployment: the bridge, and one container with room to be replaced.
-const OUTWARD_LENGTH: u8 = 29;
+pub(crate) const OUTWARD_LENGTH: u8 = 29;
 /// Bits of a network that deployments share: the bridge and up to 61 containers.
-const SHARED_LENGTH: u8 = 26;
+pub(crate) const SHARED_LENGTH: u8 = 26;
 /// Candidates that are looked at before the pool counts as full.
 const CANDIDATES_MAX: u32 = 1 << 16;
 

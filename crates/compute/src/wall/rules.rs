@@ -7,6 +7,8 @@
 use std::fmt::{self, Write};
 use std::net::Ipv4Addr;
 
+use minicbor::{Decode, Encode};
+
 use super::ranges::{Range, SPECIAL};
 
 /// Before the rules of others, so that nothing which they accept is seen by us too late.
@@ -17,8 +19,9 @@ const CONNECTIONS_MAX: u32 = 512;
 const STARTS: (u32, u32) = (50, 200);
 
 /// What marks one machine's tables and bridges on a host: eight hexadecimal digits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Tag(u32);
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Encode, Decode)]
+#[cbor(transparent)]
+pub struct Tag(#[n(0)] u32);
 
 impl Tag {
     /// The tag of the machine whose containers carry `mark` in the engine.
@@ -68,24 +71,32 @@ impl fmt::Display for Tag {
 }
 
 /// How far the containers of one network get.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
+#[cbor(index_only)]
 pub enum Reach {
     /// To each other.
+    #[n(0)]
     Members,
     /// To public addresses.
+    #[n(1)]
     Public,
     /// To the public addresses and ports that have been admitted.
+    #[n(2)]
     Admitted,
 }
 
 /// A network behind the wall.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
+#[cbor(map)]
 pub struct Walled {
     /// Its number, from which its names are made.
+    #[n(0)]
     pub number: u16,
     /// Its addresses. The first one after the network's own is the bridge's.
+    #[n(1)]
     pub subnet: Range,
     /// How far its containers get.
+    #[n(2)]
     pub reach: Reach,
 }
 
@@ -97,34 +108,42 @@ impl Walled {
 }
 
 /// An address and port that the containers of one network may reach for a while.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
+#[cbor(map)]
 pub struct Admission {
     /// The network's number.
+    #[n(0)]
     pub network: u16,
     /// The address.
+    #[n(1)]
     pub address: Ipv4Addr,
     /// The port, over TCP and UDP.
+    #[n(2)]
     pub port: u16,
 }
 
-/// What the packet filter is told. All of it is numbers and addresses.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What the packet filter is told. All of it is numbers and addresses, and nothing of it takes the wall down.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub enum FilterOrder {
     /// Replace the rules by these.
-    Replace(Ruleset),
+    #[n(0)]
+    Replace(#[n(0)] Ruleset),
     /// Let one network's containers reach these for so many seconds.
+    #[n(1)]
     Admit {
         /// Whose rules.
+        #[n(0)]
         tag: Tag,
         /// What.
+        #[n(1)]
         admissions: Vec<Admission>,
         /// For how long (seconds).
+        #[n(2)]
         seconds: u64,
     },
     /// Report both tables.
-    Report(Tag),
-    /// Remove both tables.
-    Remove(Tag),
+    #[n(2)]
+    Report(#[n(0)] Tag),
 }
 
 impl FilterOrder {
@@ -135,21 +154,25 @@ impl FilterOrder {
             Self::Replace(ruleset) => ruleset.replacement(),
             Self::Admit { tag, admissions, seconds } => tag.admit(admissions, *seconds),
             Self::Report(tag) => format!("list table inet {}\nlist table inet {}", tag.table(), tag.guard()),
-            Self::Remove(tag) => Ruleset::removal(*tag),
         }
     }
 }
 
 /// Everything that decides what the rules are.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
 pub struct Ruleset {
     /// Whose.
+    #[n(0)]
     pub tag: Tag,
     /// The networks.
+    #[n(1)]
     pub networks: Vec<Walled>,
     /// Ranges that are closed beside those of [`SPECIAL`].
+    #[n(2)]
     pub closed: Vec<Range>,
     /// What may be reached now, with the seconds that are left; without, as long as the rules stand.
+    #[n(3)]
     pub admitted: Vec<(Admission, Option<u64>)>,
 }
 
@@ -162,7 +185,7 @@ impl Ruleset {
         line + &self.body(&table, false) + "; " + &self.body(&guard, true)
     }
 
-    /// One line that removes both tables.
+    /// One line that removes both tables: for whoever clears up after a machine that is no more. No order holds it.
     pub fn removal(tag: Tag) -> String {
         let (table, guard) = (tag.table(), tag.guard());
         format!(

@@ -7,8 +7,8 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::routing::post;
 use axum::{Json, Router};
-use peer_compute::engine::docker::DockerEngine;
 use peer_compute::room::Room;
+use peer_compute::runner::RunnerEngine;
 use peer_proto::PeerId;
 use peer_proto::code::{Code, Problem};
 use peer_proto::deploy::{State as Life, Status};
@@ -143,7 +143,7 @@ async fn hosted(daemon: &Daemon) -> Result<Hosted, DatabaseError> {
     }
 }
 
-async fn room(daemon: &Daemon) -> Option<Room<DockerEngine>> {
+async fn room(daemon: &Daemon) -> Option<Room<RunnerEngine>> {
     daemon.node().await.ok()?.room.clone()
 }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Uid, chmodat, chownat, openat, statat, unlinkat};
 use rustix::io::Errno;
-use tokio::net::UnixListener;
+use std::os::unix::net::UnixListener;
 
 /// Why the socket cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +55,7 @@ pub(super) fn may_connect(uid: u32, owner: u32, own: u32) -> bool {
 ///
 /// While it works the directory is the daemon's alone, so that its owner cannot put a link where the socket is to be; it is
 /// handed over last.
-pub(super) fn bind(path: &Path, owner: u32) -> Result<UnixListener, SocketError> {
+pub(crate) fn bind(path: &Path, owner: u32) -> Result<UnixListener, SocketError> {
     let directory = path.parent().filter(|directory| directory.parent().is_some());
     let no_directory = || SocketError::NoDirectory(path.to_owned());
     let directory = directory.ok_or_else(no_directory)?;

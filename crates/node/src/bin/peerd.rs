@@ -1,7 +1,7 @@
-//! The daemon: everything is in [`peer_node::daemon`].
+//! The daemon: everything is in [`peer_node::program`].
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    peer_node::daemon::main()
+    peer_node::program::main()
 }

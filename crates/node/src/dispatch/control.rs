@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::AsyncReadExt;
-use peer_compute::engine::docker::DockerEngine;
 use peer_compute::record::Record;
 use peer_compute::room::{Change, Room, database_problem};
+use peer_compute::runner::RunnerEngine;
 use peer_net::exchange::{Deadline, ExchangeError, read_frame_within, write_frame, write_frame_bytes};
 use peer_net::{InboundStream, Stream};
 use peer_proto::PeerId;
@@ -230,7 +230,7 @@ async fn request(
 /// Permission, replay mark, audit line and the room's own row: one transaction (STYLE, steps 7 and 8).
 async fn decide(
     daemon: &Daemon,
-    room: &Room<DockerEngine>,
+    room: &Room<RunnerEngine>,
     signed: Signed,
 ) -> Result<Result<Option<Record>, Refusal>, DatabaseError> {
     let room = room.clone();
@@ -277,7 +277,7 @@ async fn decide(
 struct Conversation<'a, 'b> {
     daemon: &'a Daemon,
     node: &'a Arc<Node>,
-    room: Room<DockerEngine>,
+    room: Room<RunnerEngine>,
     changes: Receiver<Change>,
     replies: &'a mut Replies<'b>,
 }
@@ -359,7 +359,7 @@ impl Conversation<'_, '_> {
 
 /// A start is told with its public address; a stop is told once that address is gone.
 async fn with_lease(
-    room: &Room<DockerEngine>,
+    room: &Room<RunnerEngine>,
     ingress: &Ingress,
     owner: PeerId,
     event: Event,

@@ -6,9 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
 use peer_compute::connector::Connection;
-use peer_compute::engine::docker::DockerEngine;
 use peer_compute::engine::{LogOptions, LogStream};
 use peer_compute::room::Room;
+use peer_compute::runner::RunnerEngine;
 use peer_net::exchange::{Deadline, ExchangeError, read_frame, write_frame};
 use peer_net::{InboundStream, Stream};
 use peer_proto::PeerId;
@@ -34,7 +34,7 @@ const LAYER_CHUNK: usize = 128 * 1024;
 const LOG_LINES: usize = 256;
 const LOG_BYTES: usize = 64 * 1024;
 
-fn room<'a>(daemon: &Daemon, node: &'a Node, peer: PeerId) -> Result<&'a Room<DockerEngine>, Problem> {
+fn room<'a>(daemon: &Daemon, node: &'a Node, peer: PeerId) -> Result<&'a Room<RunnerEngine>, Problem> {
     if !daemon.trust.snapshot().peers.contains_key(&peer) {
         return Err(Problem::new(Code::UntrustedPeer, "this machine has not added you as a peer"));
     }

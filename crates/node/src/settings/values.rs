@@ -16,7 +16,7 @@ use peer_proto::unit::{ByteSize, Millicores, Span};
 
 use crate::quota::Rates;
 
-use super::{Given, LogFormat, SettingError, Settings, Source, keys};
+use super::{Given, LogFormat, Resolved, SettingError, Settings, Source, keys};
 
 /// Most addresses in one list.
 const ADDRESSES_MAX: usize = 16;
@@ -65,6 +65,7 @@ pub(super) struct Reader<'a> {
     given: Given,
     environment: &'a dyn Fn(&str) -> Option<String>,
     explained: Vec<Setting>,
+    resolved: Vec<Resolved>,
     errors: Vec<SettingError>,
 }
 
@@ -74,11 +75,11 @@ impl<'a> Reader<'a> {
         environment: &'a dyn Fn(&str) -> Option<String>,
         errors: Vec<SettingError>,
     ) -> Self {
-        Self { given, environment, explained: Vec::new(), errors }
+        Self { given, environment, explained: Vec::new(), resolved: Vec::new(), errors }
     }
 
-    pub(super) fn finish(self) -> (Vec<Setting>, Vec<SettingError>) {
-        (self.explained, self.errors)
+    pub(super) fn finish(self) -> (Vec<Setting>, Vec<Resolved>, Vec<SettingError>) {
+        (self.explained, self.resolved, self.errors)
     }
 
     /// All keys, in the order of the table. Every one is read even if an earlier one is wrong.
@@ -136,6 +137,7 @@ impl<'a> Reader<'a> {
             accept_empty_database: false,
             file: None,
             explained: Vec::new(),
+            resolved: Vec::new(),
         })
     }
 
@@ -177,6 +179,7 @@ impl<'a> Reader<'a> {
     ) -> Option<T> {
         let (texts, source) = self.given.remove(key).unwrap_or_else(|| (vec![default()], Source::Default));
         let text = texts.last().cloned().unwrap_or_default();
+        self.resolved.push(Resolved { key: key.to_owned(), texts: vec![text.clone()], source });
         self.record(key, &text, source);
         self.parsed(key, source, parse(&text))
     }
@@ -188,6 +191,7 @@ impl<'a> Reader<'a> {
         parse: impl Fn(&str) -> Result<T, E>,
     ) -> Option<Vec<T>> {
         let (texts, source) = self.given.remove(key).unwrap_or_else(|| (default(), Source::Default));
+        self.resolved.push(Resolved { key: key.to_owned(), texts: texts.clone(), source });
         self.record(key, &texts.join(","), source);
         if texts.len() > ADDRESSES_MAX {
             let reason = format!("names {} addresses; at most {ADDRESSES_MAX} are accepted", texts.len());

@@ -31,6 +31,7 @@ mod revocation;
 mod rotation;
 mod sealing;
 mod service;
+mod takeover;
 mod trust;
 mod wall;
 mod world;

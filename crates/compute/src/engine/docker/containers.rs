@@ -36,7 +36,10 @@ impl DockerEngine {
     ) -> Result<ContainerId, EngineError> {
         let options = CreateContainerOptionsBuilder::default().name(name).build();
         let creation = self.client()?.create_container(Some(options), body);
-        match timeout(CHANGE, creation).await.map_err(|_| EngineError::TimedOut { operation: "create container" })? {
+        match timeout(CHANGE, creation)
+            .await
+            .map_err(|_| EngineError::TimedOut { operation: "create container".into() })?
+        {
             Ok(answer) => {
                 for warning in answer.warnings {
                     tracing::warn!(container = %name, warning = %quote(&warning), "the engine warns");
@@ -103,7 +106,7 @@ impl DockerEngine {
             }
             Ok(())
         };
-        timeout(CHANGE, gone).await.map_err(|_| EngineError::TimedOut { operation: "remove container" })?
+        timeout(CHANGE, gone).await.map_err(|_| EngineError::TimedOut { operation: "remove container".into() })?
     }
 
     pub(super) async fn wait_container(&self, id: &ContainerId, within: Duration) -> Result<Option<i64>, EngineError> {
@@ -134,7 +137,7 @@ impl DockerEngine {
                     Some(ContainerSummaryStateEnum::RUNNING | ContainerSummaryStateEnum::PAUSED)
                 ),
                 ended: found.state == Some(ContainerSummaryStateEnum::EXITED),
-                labels: found.labels.unwrap_or_default(),
+                labels: found.labels.unwrap_or_default().into_iter().collect(),
             })
         };
         found.into_iter().map(summary).collect()
@@ -148,7 +151,10 @@ pub(super) async fn inspect(client: &Docker, name: &str) -> Result<Option<Contai
         return Err(EngineError::Refused { message: format!("'{}' is not a container's name", quote(name)) });
     }
     let inspection = client.inspect_container(name, None::<InspectContainerOptions>);
-    match timeout(LOOK_UP, inspection).await.map_err(|_| EngineError::TimedOut { operation: "inspect container" })? {
+    match timeout(LOOK_UP, inspection)
+        .await
+        .map_err(|_| EngineError::TimedOut { operation: "inspect container".into() })?
+    {
         Ok(report) => facts_of(report).map(Some),
         Err(error) if failure::status(&error) == Some(404) => Ok(None),
         Err(error) => Err(failure::translate("inspect container", error)),
@@ -167,7 +173,7 @@ async fn on_container(
     change: impl Future<Output = Result<(), Error>>,
     already: &[u16],
 ) -> Result<(), EngineError> {
-    match timeout(within, change).await.map_err(|_| EngineError::TimedOut { operation })? {
+    match timeout(within, change).await.map_err(|_| EngineError::TimedOut { operation: operation.into() })? {
         Ok(()) => Ok(()),
         Err(error) => match failure::status(&error) {
             Some(status) if already.contains(&status) => match status {
@@ -188,11 +194,12 @@ fn unless_so(done: Result<(), EngineError>, so: &str) -> Result<(), EngineError>
     }
 }
 
-fn facts_of(report: ContainerInspectResponse) -> Result<ContainerFacts, EngineError> {
+pub(crate) fn facts_of(report: ContainerInspectResponse) -> Result<ContainerFacts, EngineError> {
     let state = report.state.clone().unwrap_or_default();
     let running = state.running.unwrap_or_default();
     let created = state.status == Some(ContainerStateStatusEnum::CREATED);
-    let labels = report.config.as_ref().and_then(|config| config.labels.clone()).unwrap_or_default();
+    let labels =
+        report.config.as_ref().and_then(|config| config.labels.clone()).unwrap_or_default().into_iter().collect();
     Ok(ContainerFacts {
         id: report.id.clone().unwrap_or_default().parse()?,
         name: report.name.clone().unwrap_or_default().trim_start_matches('/').to_owned(),

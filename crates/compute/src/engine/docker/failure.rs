@@ -7,7 +7,7 @@ use crate::engine::{EngineError, quote};
 /// The meaning of a failed call. A 404 and a 409 depend on what was asked for: the caller looks at [`status`] first.
 pub(super) fn translate(operation: &'static str, error: Error) -> EngineError {
     match error {
-        Error::RequestTimeoutError => EngineError::TimedOut { operation },
+        Error::RequestTimeoutError => EngineError::TimedOut { operation: operation.into() },
         Error::DockerResponseServerError { status_code, message } => from_status(status_code, &message),
         Error::DockerStreamError { error } => from_message(&error),
         Error::SocketNotFoundError(_) | Error::HyperResponseError { .. } | Error::HyperLegacyError { .. } => {

@@ -54,14 +54,15 @@ impl DockerEngine {
     pub(super) async fn image_facts(&self, name: &str) -> Result<Option<ImageFacts>, EngineError> {
         check_name(name)?;
         let inspected = timeout(LOOK_UP, self.client()?.inspect_image(name)).await;
-        match inspected.map_err(|_| EngineError::TimedOut { operation: "inspect image" })? {
+        match inspected.map_err(|_| EngineError::TimedOut { operation: "inspect image".into() })? {
             Ok(report) => facts_of(report).map(Some),
             Err(error) if failure::status(&error) == Some(404) => Ok(None),
             Err(error) => Err(failure::translate("inspect image", error)),
         }
     }
 
-    pub(super) async fn load_archive(&self, archive: ArchiveStream, size: u64) -> Result<(), EngineError> {
+    /// Loads an archive: a `docker-archive` tar of `size` bytes.
+    pub async fn load_archive(&self, archive: ArchiveStream, size: u64) -> Result<(), EngineError> {
         let within = LOAD + Duration::from_secs(size / LOAD_BYTES_PER_SECOND_MIN);
         let options = ImportImageOptionsBuilder::default().quiet(true).build();
         let mut answers = self.client()?.import_image_stream(options, archive, None);
@@ -100,7 +101,7 @@ impl DockerEngine {
         let fetch = async {
             loop {
                 let step = timeout(IDLE, answers.try_next()).await;
-                match step.map_err(|_| EngineError::TimedOut { operation: "pull image" })? {
+                match step.map_err(|_| EngineError::TimedOut { operation: "pull image".into() })? {
                     Ok(Some(info)) => {
                         let state = layers.note(info);
                         if state.total.max(state.received) > size_max {
@@ -122,7 +123,7 @@ impl DockerEngine {
                 }
             }
         };
-        timeout(PULL, fetch).await.map_err(|_| EngineError::TimedOut { operation: "pull image" })??;
+        timeout(PULL, fetch).await.map_err(|_| EngineError::TimedOut { operation: "pull image".into() })??;
         let facts = self.image_facts(&name).await?.ok_or_else(absent)?;
         if facts.size > size_max {
             if !before.iter().any(|known| known.digest == facts.digest) {
@@ -142,7 +143,7 @@ impl DockerEngine {
         }
         let options = RemoveImageOptionsBuilder::default().noprune(true).build();
         let removal = self.client()?.remove_image(&name, Some(options), None);
-        match timeout(CHANGE, removal).await.map_err(|_| EngineError::TimedOut { operation: "remove image" })? {
+        match timeout(CHANGE, removal).await.map_err(|_| EngineError::TimedOut { operation: "remove image".into() })? {
             Ok(_) => Ok(()),
             Err(error) if failure::status(&error) == Some(404) => Ok(()),
             Err(error) => Err(failure::translate("remove image", error)),
@@ -154,7 +155,7 @@ impl DockerEngine {
 async fn next_piece(pieces: Option<Pieces>, image: String) -> Option<(Result<Bytes, EngineError>, Option<Pieces>)> {
     let mut pieces = pieces?;
     match timeout(IDLE, pieces.next()).await {
-        Err(_) => Some((Err(EngineError::TimedOut { operation: "export image" }), None)),
+        Err(_) => Some((Err(EngineError::TimedOut { operation: "export image".into() }), None)),
         Ok(None) => None,
         Ok(Some(Ok(piece))) => Some((Ok(piece), Some(pieces))),
         // Docker answers 500 for an unknown name here, other engines 404.

@@ -56,7 +56,7 @@ impl Reader {
             let pieces = self.pieces.as_mut()?;
             let next = if self.caught_up { timeout(IDLE, pieces.next()).await } else { Ok(pieces.next().await) };
             match next {
-                Err(_) => return Some(Err(EngineError::TimedOut { operation: "read log" })),
+                Err(_) => return Some(Err(EngineError::TimedOut { operation: "read log".into() })),
                 Ok(None) if self.caught_up => return None,
                 Ok(None) => {
                     self.caught_up = true;

@@ -27,7 +27,10 @@ impl DockerEngine {
     pub(super) async fn judge_network(&self, plan: &NetworkPlan) -> Result<Option<NetworkFacts>, EngineError> {
         let name = plan.name();
         let inspection = self.client()?.inspect_network(&name, None::<InspectNetworkOptions>);
-        match timeout(LOOK_UP, inspection).await.map_err(|_| EngineError::TimedOut { operation: "inspect network" })? {
+        match timeout(LOOK_UP, inspection)
+            .await
+            .map_err(|_| EngineError::TimedOut { operation: "inspect network".into() })?
+        {
             Ok(report) => Ok(Some(NetworkFacts { differences: differences(&request(plan), &report), name })),
             Err(error) if failure::status(&error) == Some(404) => Ok(None),
             Err(error) => Err(failure::translate("inspect network", error)),
@@ -40,7 +43,10 @@ impl DockerEngine {
 
     pub(super) async fn delete_network(&self, name: &str) -> Result<(), EngineError> {
         let removal = self.client()?.remove_network(name);
-        match timeout(CHANGE, removal).await.map_err(|_| EngineError::TimedOut { operation: "remove network" })? {
+        match timeout(CHANGE, removal)
+            .await
+            .map_err(|_| EngineError::TimedOut { operation: "remove network".into() })?
+        {
             Ok(()) => Ok(()),
             Err(error) => match failure::status(&error) {
                 Some(404) => Ok(()),

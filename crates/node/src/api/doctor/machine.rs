@@ -1,6 +1,5 @@
 //! The machine under the daemon: its rights and its disk.
 
-use peer_compute::connector::Network;
 use peer_compute::guest_program::GuestProgram;
 use peer_compute::profile::forwarder;
 use peer_compute::room::Room;
@@ -8,6 +7,7 @@ use peer_proto::control::Finding;
 use peer_proto::unit::format_bytes;
 
 use super::{Examined, failure, note, ok, warning};
+use crate::confinement::Files;
 use crate::daemon::Daemon;
 
 /// What a forwarder costs, as measured (`bench/README.md`).
@@ -20,7 +20,7 @@ const DISK_FAILURE: u64 = 256 << 20;
 const DISK_WARNING: u64 = 4 << 30;
 
 pub(super) fn check(examined: &Examined) -> Vec<Finding> {
-    vec![rights(examined), disk(&examined.daemon)]
+    vec![rights(examined), confinement(&examined.daemon), disk(&examined.daemon)]
 }
 
 /// By which way containers' ports are reached, and what it costs.
@@ -32,8 +32,9 @@ fn rights(examined: &Examined) -> Finding {
     }
     let room = examined.node.as_ref().ok().and_then(|node| node.room.as_ref());
     let open = room.map(Room::endpoints).unwrap_or_default();
-    let forwarded = open.iter().filter(|endpoint| matches!(endpoint.network, Network::Forwarded(_))).count();
-    if forwarded == 0 && (!open.is_empty() || may_enter_namespaces()) {
+    let forwarded = open.iter().filter(|endpoint| endpoint.network.is_forwarded()).count();
+    let may_enter = examined.daemon.confinement.is_some_and(|confinement| confinement.enters_namespaces);
+    if forwarded == 0 && (!open.is_empty() || may_enter) {
         return ok(CHECK, "the daemon enters containers' network namespaces, which costs next to nothing");
     }
     match GuestProgram::read(&settings.guest_program) {
@@ -56,14 +57,26 @@ fn rights(examined: &Examined) -> Finding {
     }
 }
 
-/// Entering a container's network namespace takes these two capabilities.
-fn may_enter_namespaces() -> bool {
-    const SYS_ADMIN: u64 = 1 << 21;
-    const SYS_PTRACE: u64 = 1 << 19;
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let held = effective.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok()).unwrap_or(0);
-    held & SYS_ADMIN != 0 && held & SYS_PTRACE != 0
+/// What the process that hears from other machines has given up.
+fn confinement(daemon: &Daemon) -> Finding {
+    const CHECK: &str = "confinement";
+    let message = "the process that hears from other machines has no capability, no engine and few system calls";
+    match daemon.confinement.map(|confinement| confinement.files) {
+        Some(Files::All) => ok(CHECK, format!("{message}, and reaches its own files only")),
+        Some(Files::Some) => {
+            let advice = "use a newer kernel: from Linux 6.12 on it can signal no other process either";
+            note(
+                CHECK,
+                format!("{message}; the kernel keeps it to its own files, and knows no rule on signals"),
+                advice,
+            )
+        }
+        Some(Files::None) => {
+            let advice = "use Linux 5.13 or newer, with landlock among its security modules (lsm=)";
+            warning(CHECK, format!("{message}; but the kernel does not keep it to its own files"), advice)
+        }
+        None => warning(CHECK, "the daemon serves without being confined", "start it with the program peerd"),
+    }
 }
 
 fn disk(daemon: &Daemon) -> Finding {

@@ -365,6 +365,11 @@ impl Machine {
         daemon.end()
     }
 
+    /// Waits for the daemon to end by itself.
+    pub(crate) fn ended(&mut self) -> Output {
+        self.daemon.take().expect("it runs").end()
+    }
+
     /// Process id of the daemon.
     pub(crate) fn pid(&self) -> u32 {
         self.daemon.as_ref().expect("it runs").child.id()
