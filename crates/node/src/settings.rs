@@ -96,6 +96,8 @@ pub struct Settings {
     pub socket: PathBuf,
     /// The user (uid) who may use it beside root.
     pub socket_owner: u32,
+    /// What the network process runs as; as the daemon itself, if absent.
+    pub user: Option<Account>,
     /// Where peers connect to.
     pub listen: Vec<Multiaddr>,
     /// Addresses to name on the card instead of those that are listened on.
@@ -134,6 +136,15 @@ pub struct Settings {
     pub file: Option<PathBuf>,
     explained: Vec<Setting>,
     resolved: Vec<Resolved>,
+}
+
+/// A user of this machine, and the group that is his own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Account {
+    /// The user's number.
+    pub uid: u32,
+    /// The group's number.
+    pub gid: u32,
 }
 
 /// One key with its texts before they were parsed, for another process.

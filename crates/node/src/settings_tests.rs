@@ -51,6 +51,8 @@ fn values_that_mean_nothing_are_refused() {
         ("data_dir", "relative/path"),
         ("socket", ""),
         ("socket_owner", "nobody-of-this-name"),
+        ("user", "nobody-of-this-name"),
+        ("user", "root"),
         ("listen", "/ip4/127.0.0.1/udp/4100"),
         ("listen", "/dns/example.org/tcp/4100"),
         ("announce", "/ip4/192.0.2.1/tcp/0"),
@@ -97,6 +99,9 @@ fn lists_come_as_arrays_or_separated_by_commas() {
 fn socket_belongs_to_the_user_who_ran_sudo() {
     let environment = |name: &str| (name == "SUDO_UID").then(|| "1234".to_owned());
     assert_eq!(resolve(&BTreeMap::new(), &environment, None).unwrap().socket_owner, 1234);
+    let nobody = resolve(&flags(&[("user", "nobody")]), &nothing, None).unwrap().user.unwrap();
+    assert_eq!(resolve(&flags(&[("user", &nobody.uid.to_string())]), &nothing, None).unwrap().user, Some(nobody));
+    assert_eq!(resolve(&BTreeMap::new(), &nothing, None).unwrap().user, None);
     assert_eq!(resolve(&flags(&[("socket_owner", "77")]), &environment, None).unwrap().socket_owner, 77);
 }
 

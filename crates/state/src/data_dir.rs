@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,14 @@ pub enum DataDirError {
     /// Another process holds it.
     #[error("{} is in use by another process; stop it first, or name another directory with --data-dir", .0.display())]
     InUse(PathBuf),
+    /// It holds files of somebody else than the user whom it is given to.
+    #[error("{0} holds files of another user than {owner}; run `chown -R {owner} {0}`, then start again", .path.display())]
+    Owner {
+        /// The directory.
+        path: PathBuf,
+        /// The user who is to have it.
+        owner: u32,
+    },
 }
 
 /// An opened data directory. The lock is held until it is dropped.
@@ -62,6 +70,23 @@ impl DataDir {
     /// The directory whose lock another process has taken and handed over.
     pub fn with_lock(path: &Path, lock: OwnedFd) -> Self {
         Self { path: path.to_owned(), lock: lock.into() }
+    }
+
+    /// Has the directory belong to another user. One that holds anything already must be that user's.
+    pub fn give(&self, owner: u32) -> Result<(), DataDirError> {
+        let failed = FileError::at("cannot give away", &self.path);
+        let flags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).bits().cast_signed();
+        let given = || -> std::io::Result<bool> {
+            let directory = OpenOptions::new().read(true).custom_flags(flags).open(&self.path)?;
+            if directory.metadata()?.uid() == owner {
+                return Ok(true);
+            }
+            if fs::read_dir(&self.path)?.count() > 1 {
+                return Ok(false);
+            }
+            fchown(&directory, Some(owner), None).map(|()| true)
+        };
+        if given().map_err(failed)? { Ok(()) } else { Err(DataDirError::Owner { path: self.path.clone(), owner }) }
     }
 
     /// The lock: whoever holds a copy keeps others out.

@@ -18,7 +18,7 @@ use super::network::effective_capabilities;
 use super::{END, NETWORK, UnixStream, Welcome, log, raise_file_limit, say};
 use crate::api::socket;
 use crate::daemon::DaemonError;
-use crate::settings::Settings;
+use crate::settings::{Account, Settings};
 
 /// How long the processes of a daemon that was killed are given to be gone.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -36,9 +36,12 @@ pub(super) fn run(settings: &Settings) -> Result<ExitCode, DaemonError> {
     log(settings);
     raise_file_limit();
     let data_dir = DataDir::open_within(&settings.data_dir, PATIENCE)?;
+    if let Some(user) = settings.user {
+        data_dir.give(user.uid)?;
+    }
     let listener = socket::bind(&settings.socket, settings.socket_owner)?;
     let (ours, theirs) = UnixStream::pair()?;
-    let child = start(theirs)?;
+    let child = start(theirs, settings.user)?;
     welcome(&ours, settings)?;
     send_descriptor_blocking(&ours, data_dir.lock())?;
     send_descriptor_blocking(&ours, listener.as_fd())?;
@@ -50,10 +53,14 @@ pub(super) fn run(settings: &Settings) -> Result<ExitCode, DaemonError> {
     Ok(exit_code(status?))
 }
 
-fn start(theirs: UnixStream) -> io::Result<Child> {
+fn start(theirs: UnixStream, user: Option<Account>) -> io::Result<Child> {
     let mut command = Command::new("/proc/self/exe");
     command.arg0("peerd").arg(NETWORK).stdin(Stdio::from(OwnedFd::from(theirs))).env_clear();
     command.envs(ENVIRONMENT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+    if let Some(Account { uid, gid }) = user {
+        // Of no other group: the engine's may be among those of whoever started us.
+        command.uid(uid).gid(gid);
+    }
     command.spawn()
 }
 

@@ -46,6 +46,7 @@ pub(super) const KEYS: &[Key] = &[
     one("data_dir", "PATH", "Directory of everything durable: key, database, arriving layers"),
     one("socket", "PATH", "Unix socket of the local interface, in a directory of its own"),
     one("socket_owner", "USER", "User (name or uid) who may use the local interface beside root"),
+    one("user", "ACCOUNT", "Account (name or uid) of the process that hears from other machines; root's daemon only"),
     list("listen", "ADDRESS", "Addresses to listen on for peers, such as /ip4/0.0.0.0/tcp/4100"),
     list("announce", "ADDRESS", "Addresses that the card names instead of those listened on"),
     one("engine", "KIND", "Container engine: docker, or none to run nobody's containers"),

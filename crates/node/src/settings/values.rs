@@ -16,7 +16,7 @@ use peer_proto::unit::{ByteSize, Millicores, Span};
 
 use crate::quota::Rates;
 
-use super::{Given, LogFormat, Resolved, SettingError, Settings, Source, keys};
+use super::{Account, Given, LogFormat, Resolved, SettingError, Settings, Source, keys};
 
 /// Most addresses in one list.
 const ADDRESSES_MAX: usize = 16;
@@ -88,7 +88,8 @@ impl<'a> Reader<'a> {
         let socket = self.one("socket", || "/run/peer-compute/peerd.sock".into(), absolute_path);
         let owner = (self.environment)("SUDO_UID");
         let own = || owner.unwrap_or_else(|| rustix::process::geteuid().as_raw().to_string());
-        let socket_owner = self.one("socket_owner", own, |text| user(text, Path::new("/etc/passwd")));
+        let socket_owner = self.one("socket_owner", own, |text| uid(text, Path::new("/etc/passwd")));
+        let user = self.one("user", String::new, |text| account(text, Path::new("/etc/passwd")));
         let listen = self.many("listen", default_listen, listen_address);
         let announce = self.many("announce", Vec::new, announced_address);
         let engine = self.one("engine", || "docker".into(), engine);
@@ -114,6 +115,7 @@ impl<'a> Reader<'a> {
             data_dir: data_dir?,
             socket: socket?,
             socket_owner: socket_owner?,
+            user: user?,
             listen: listen?,
             announce: announce?,
             engine_socket: engine_socket.filter(|_| engine == Some(true)),
@@ -225,18 +227,33 @@ fn optional_runtime(text: &str) -> Result<Option<RuntimeName>, String> {
 }
 
 /// A uid, or the uid of a name in the file of users.
-fn user(text: &str, users: &Path) -> Result<u32, String> {
+fn uid(text: &str, users: &Path) -> Result<u32, String> {
     if let Ok(uid) = text.parse() {
         return Ok(uid);
     }
+    let unknown = || format!("there is no user '{}' in {}; give the numeric uid", escape(text), users.display());
+    accounts(users).into_iter().find(|(name, _)| name == text).map(|(_, account)| account.uid).ok_or_else(unknown)
+}
+
+/// The account of this name or uid in the file of users; none, if the text is empty.
+fn account(text: &str, users: &Path) -> Result<Option<Account>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let (number, unknown) = (text.parse(), || format!("there is no user '{}' in {}", escape(text), users.display()));
+    let mut known = accounts(users).into_iter();
+    let found = known.find(|(name, account)| name == text || number == Ok(account.uid)).ok_or_else(unknown)?;
+    if found.1.uid == 0 { Err("is root, which is what it is when nothing is set".into()) } else { Ok(Some(found.1)) }
+}
+
+fn accounts(users: &Path) -> Vec<(String, Account)> {
     let content = std::fs::read_to_string(users).unwrap_or_default();
-    content
-        .lines()
-        .find_map(|line| {
-            let mut fields = line.split(':');
-            (fields.next() == Some(text)).then(|| fields.nth(1)?.parse().ok())?
-        })
-        .ok_or_else(|| format!("there is no user '{}' in {}; give the numeric uid", escape(text), users.display()))
+    let account = |line: &str| {
+        let mut fields = line.split(':');
+        let (name, _, uid, gid) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+        Some((name.to_owned(), Account { uid: uid.parse().ok()?, gid: gid.parse().ok()? }))
+    };
+    content.lines().filter_map(account).collect()
 }
 
 fn default_listen() -> Vec<String> {
@@ -377,10 +394,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let users = directory.path().join("passwd");
         std::fs::write(&users, "root:x:0:0:root:/root:/bin/sh\nalice:x:1000:1000::/home/alice:/bin/sh\n").unwrap();
-        assert_eq!(user("alice", &users), Ok(1000));
-        assert_eq!(user("4711", &users), Ok(4711));
+        assert_eq!(uid("alice", &users), Ok(1000));
+        assert_eq!(uid("4711", &users), Ok(4711));
         for text in ["", "bob", "-1", "alice:x", "99999999999"] {
-            assert!(user(text, &users).is_err(), "{text}");
+            assert!(uid(text, &users).is_err(), "{text}");
         }
     }
 }

@@ -122,3 +122,30 @@ fn neither_process_goes_on_without_the_other() {
     assert_eq!(ended.status, 1, "{ended:?}");
     assert!(ended.stderr.contains("ended by signal 6"), "{ended:?}");
 }
+
+#[test]
+fn i2_v4_the_network_process_may_be_a_user_without_rights() {
+    let mut machine = Machine::prepared("machine", &["--user", "nobody"]);
+    // Whoever runs the tests keeps others out of his files.
+    let above = machine.data().parent().unwrap().to_owned();
+    std::fs::set_permissions(above, std::os::unix::fs::PermissionsExt::from_mode(0o711)).unwrap();
+    machine.up();
+    machine.init();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", network_process(&machine))).unwrap();
+    let nobody = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(machine.data()).unwrap());
+    assert!(nobody != 0 && status.contains(&format!("Uid:\t{nobody}\t{nobody}\t{nobody}\t{nobody}\n")), "{status}");
+    assert!(status.contains("Groups:\t \n") || status.contains("Groups:\t\n"), "{status}");
+    assert_eq!(machine.json(&["status"])["engine"]["problem"], serde_json::Value::Null);
+    let doctor = machine.try_ctl(&["doctor", "--json"]);
+    assert!(!doctor.stdout.contains("\"failure\""), "{doctor:?}");
+    machine.stop();
+    machine.up();
+
+    // What an earlier daemon has left as root's own is not taken over by itself.
+    let mut former = Machine::without_engine("former");
+    former.stop();
+    former.argue(&["--user", "nobody"]);
+    let ended = former.launch().end();
+    assert_eq!(ended.status, 1, "{ended:?}");
+    assert!(ended.stderr.contains("chown -R"), "{ended:?}");
+}
