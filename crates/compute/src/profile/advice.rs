@@ -64,5 +64,7 @@ mod tests {
         let root = Specification { user: User::Root, ..specification() };
         assert!(advised("", &root).is_some_and(|advice| advice.contains("with no capability")));
         assert_eq!(advised("1000", &root), None);
+        let some = Specification { capabilities: [peer_proto::deploy::Capability::Chown].into(), ..root };
+        assert!(advised("", &some).is_some_and(|advice| advice.contains("with only chown")));
     }
 }

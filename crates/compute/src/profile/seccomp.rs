@@ -122,14 +122,14 @@ fn document() -> Value {
     json!({
         "defaultAction": "SCMP_ACT_ERRNO",
         "defaultErrnoRet": EPERM,
-        "architectures": [architecture()],
+        "architectures": [architecture(std::env::consts::ARCH)],
         "syscalls": rules,
     })
 }
 
 /// The machine's own architecture alone: no sub-architecture is named, so that the 32-bit entry is closed.
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
+fn architecture(machine: &str) -> &'static str {
+    match machine {
         "aarch64" => "SCMP_ARCH_AARCH64",
         _ => "SCMP_ARCH_X86_64",
     }
@@ -181,5 +181,36 @@ mod tests {
         assert_eq!((&document["defaultAction"], &document["defaultErrnoRet"]), (&"SCMP_ACT_ERRNO".into(), &1.into()));
         assert_eq!(document["architectures"].as_array().map(Vec::len), Some(1));
         assert!(document["archMap"].is_null());
+        assert_eq!((architecture("x86_64"), architecture("aarch64")), ("SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"));
+    }
+
+    #[test]
+    fn v4_what_depends_on_arguments_is_allowed_with_these_alone() {
+        let document: Value = serde_json::from_str(profile()).unwrap_or_default();
+        let rules = document["syscalls"].as_array().cloned().unwrap_or_default();
+        assert!(rules.iter().all(|rule| rule["names"].as_array().is_some_and(|names| !names.is_empty())));
+        let conditional: Vec<_> =
+            rules.iter().filter(|rule| rule["action"] == "SCMP_ACT_ALLOW" && !rule["args"].is_null()).collect();
+        let shown: Vec<_> = conditional
+            .iter()
+            .map(|rule| {
+                let argument = &rule["args"][0];
+                assert_eq!((rule["names"].as_array().map(Vec::len), &argument["index"]), (Some(1), &0.into()));
+                (rule["names"][0].as_str(), argument["op"].as_str(), argument["value"].as_u64(), &argument["valueTwo"])
+            })
+            .collect();
+        let zero = Value::from(0);
+        let equal = |name, value| (Some(name), Some("SCMP_CMP_EQ"), Some(value), &zero);
+        // Every flag of clone(2) that makes a namespace (that of time is clone3's and unshare's alone); the families UNIX, INET and INET6.
+        let clone = (Some("clone"), Some("SCMP_CMP_MASKED_EQ"), Some(0x7e02_0000), &zero);
+        let rest = [
+            equal("personality", 0),
+            equal("personality", 0xffff_ffff),
+            equal("socket", 1),
+            equal("socket", 2),
+            equal("socket", 10),
+            equal("socketpair", 1),
+        ];
+        assert_eq!(shown, [&[clone], &rest[..]].concat());
     }
 }
