@@ -28,8 +28,17 @@ const END_TIMEOUT: Duration = Duration::from_secs(40);
 const THREADS: usize = 2;
 /// Entering a container's network namespace takes these two: `CAP_SYS_ADMIN` and `CAP_SYS_PTRACE`.
 const ENTER: u64 = 1 << 21 | 1 << 19;
-/// What the network process is told of the environment: it reads nothing else there.
-const ENVIRONMENT: [&str; 2] = ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE"];
+/// What the network process is told of the environment, in which it reads nothing itself: how failures are described, which
+/// allocator or clock whoever started us has put under both processes, and that clock's settings.
+const ENVIRONMENT: [&str; 7] = [
+    "RUST_BACKTRACE",
+    "RUST_LIB_BACKTRACE",
+    "LD_PRELOAD",
+    "FAKETIME_TIMESTAMP_FILE",
+    "FAKETIME_NO_CACHE",
+    "FAKETIME_DONT_FAKE_MONOTONIC",
+    "NO_FAKE_STAT",
+];
 
 /// Serves until told to end, or until the network process ends.
 pub(super) fn run(settings: &Settings) -> Result<ExitCode, DaemonError> {

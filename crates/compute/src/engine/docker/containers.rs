@@ -41,8 +41,9 @@ impl DockerEngine {
             .map_err(|_| EngineError::TimedOut { operation: "create container".into() })?
         {
             Ok(answer) => {
-                for warning in answer.warnings {
-                    tracing::warn!(container = %name, warning = %quote(&warning), "the engine warns");
+                // A weight that the kernel has not is discarded, as the check of what was made expects.
+                for warning in answer.warnings.iter().filter(|warning| !warning.contains("Weight discarded")) {
+                    tracing::warn!(container = %name, warning = %quote(warning), "the engine warns");
                 }
                 answer.id.parse()
             }

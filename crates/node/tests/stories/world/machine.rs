@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -279,9 +279,15 @@ impl Machine {
 
     /// Sets the daemon's own clock, under the running daemon as well; `+30m` is half an hour ahead of the right time.
     pub(crate) fn set_clock(&self, shift: &str) {
-        let (next, file) = (self.root.path().join("clock.next"), self.root.path().join("clock"));
+        // Confined as it is, the daemon reads no place but its own.
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(self.data()).unwrap();
+        let (next, file) = (self.data().join("clock.next"), self.clock());
         std::fs::write(&next, format!("{shift}\n")).unwrap();
         std::fs::rename(next, file).unwrap();
+    }
+
+    fn clock(&self) -> PathBuf {
+        self.data().join("clock")
     }
 
     /// Copies the data directory, while the daemon is down.
@@ -289,10 +295,12 @@ impl Machine {
         self.copy_data(&self.data(), &self.root.path().join("saved"));
     }
 
-    /// Puts the copy in the place of the data directory, while the daemon is down.
+    /// Puts the copy in the place of the data directory, while the daemon is down. Its clock stays as it is.
     pub(crate) fn restore_data(&self) {
+        let clock = std::fs::read(self.clock()).unwrap();
         std::fs::remove_dir_all(self.data()).unwrap();
         self.copy_data(&self.root.path().join("saved"), &self.data());
+        std::fs::write(self.clock(), clock).unwrap();
     }
 
     fn copy_data(&self, from: &Path, to: &Path) {
@@ -336,7 +344,7 @@ impl Machine {
         if self.has_own_clock {
             let library = format!("/usr/lib/{}-linux-gnu/faketime/libfaketimeMT.so.1", std::env::consts::ARCH);
             assert!(Path::new(&library).exists(), "there is no {library}: install faketime");
-            command.env("LD_PRELOAD", library).env("FAKETIME_TIMESTAMP_FILE", self.root.path().join("clock"));
+            command.env("LD_PRELOAD", library).env("FAKETIME_TIMESTAMP_FILE", self.clock());
             command.env("FAKETIME_NO_CACHE", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("NO_FAKE_STAT", "1");
         }
         Running::start(command.args(&self.arguments))
