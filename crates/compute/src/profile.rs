@@ -363,7 +363,9 @@ pub(crate) mod tests {
     #[test]
     fn v5_every_limit_is_set_and_swap_is_not_given_on_top() {
         let plan = planned(&specification(), &image()).unwrap();
-        assert_eq!(*plan.limits(), specification().limits);
+        let limits = peer_proto::deploy::Limits { pids: 77, ..specification().limits };
+        let other = planned(&Specification { limits: limits.clone(), ..specification() }, &image()).unwrap();
+        assert_eq!(*other.limits(), limits);
         let body = body(&plan);
         let host = body.host_config.unwrap();
         assert_eq!((host.memory, host.memory_swap), (Some(256 << 20), Some(256 << 20)));

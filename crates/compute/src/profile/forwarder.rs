@@ -118,3 +118,7 @@ fn host_config(plan: &ForwarderPlan) -> HostConfig {
         ..HostConfig::default()
     }
 }
+
+#[cfg(test)]
+#[path = "forwarder_tests.rs"]
+mod tests;
